@@ -1,0 +1,99 @@
+"""Anchors: the frozen policies whose log-probs a loss reads, and when they advance."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from alignment.errors import UserError
+from alignment.policies import Scores, score
+from alignment.types import Behaviour, Completions, Ema, Frozen, Needs
+
+
+class AnchorSet:
+    """Frozen policies by name.
+
+    The reference is ``ref_model`` where one is given, the base model with its adapter disabled where the policy is a
+    LoRA adapter, and a frozen copy of the start otherwise. A slow target is a copy of the policy. The behaviour policy
+    is the policy itself at the time when it sampled: log-probs are taken before its next step.
+
+    Args:
+        needs: which anchors the loss reads.
+        model: the policy, not wrapped for distribution.
+        ref_model: the reference, or ``None``.
+
+    Raises:
+        UserError: for a kind of anchor that only the loop over rounds can supply.
+    """
+
+    def __init__(self, needs: Needs, model: nn.Module, ref_model: nn.Module | None = None) -> None:
+        self._policy = model
+        self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
+        self._copies: dict[str, nn.Module] = {}
+        self._decays: dict[str, float] = {}
+        self.names: tuple[str, ...] = ()
+        for spec in needs.anchors:
+            if isinstance(spec, Ema):
+                self._copies[spec.name] = _frozen_copy(model)
+                self._decays[spec.name] = spec.decay
+            elif isinstance(spec, Frozen):
+                if ref_model is not None:
+                    self._copies[spec.name] = ref_model.eval().requires_grad_(False)
+                elif not isinstance(model, PeftModel):
+                    self._copies[spec.name] = _frozen_copy(model)
+            elif not isinstance(spec, Behaviour):
+                raise UserError(
+                    f"anchor '{spec.name}': expected a frozen or slowly moving policy, got {type(spec).__name__}"
+                )
+            self.names += (spec.name,)
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[nn.Module]:
+        """The module behind a name ("policy" is the one in training); inside the context it acts as that policy."""
+        if name in self._copies:
+            yield self._copies[name]
+            return
+        was_training = self._policy.training
+        self._policy.eval()
+        if name in self._behaviour or name == "policy":
+            yield self._policy
+        else:
+            # No copy: a LoRA policy without its adapter is the reference.
+            assert isinstance(self._policy, PeftModel), f"no copy of '{name}'"
+            with self._policy.disable_adapter():
+                yield self._policy
+        self._policy.train(was_training)
+
+    @torch.no_grad()
+    def score(self, completions: Completions) -> dict[str, Scores]:
+        """Log-probs of the completions under every anchor."""
+        scores = {}
+        for name in self.names:
+            with self.model(name) as module:
+                scores[name] = score(module, completions)
+        return scores
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Move the slow targets: ``target <- decay * target + (1 - decay) * policy``."""
+        for name, decay in self._decays.items():
+            policy = dict(self._policy.named_parameters())
+            for parameter_name, slow in self._copies[name].named_parameters():
+                slow.lerp_(policy[parameter_name].to(slow), 1.0 - decay)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Weights of the slow targets; frozen policies are not part of a checkpoint."""
+        return {name: self._copies[name].state_dict() for name in self._decays}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Load the slow targets."""
+        for name, weights in state.items():
+            self._copies[name].load_state_dict(weights)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,0 +1,90 @@
+"""``AlignmentArguments``: what a trainer is told, on top of ``transformers.TrainingArguments``."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import TrainingArguments
+
+from alignment.errors import UserError
+from alignment.stages import Sampling
+
+
+@dataclass
+class AlignmentArguments(TrainingArguments):
+    """``TrainingArguments`` and how responses are sampled and cut.
+
+    The device is decided here: without CUDA, ``use_cpu`` is true. Columns are never removed, because the collator is
+    ours, and nothing is reported to a tracker unless one is named.
+
+    Attributes:
+        num_completions: responses sampled for a prompt.
+        temperature: of the sampler; infinite (uniform) only with ``engine="enumerate"``.
+        max_new_tokens: the longest sampled response, in tokens.
+        engine: ``transformers``, or ``enumerate`` for all of ``responses`` with their exact probabilities.
+        responses: the whole response set of an enumerable policy.
+        opponent_temperature: of the opponent's sampler.
+        opponent_completions: responses of the opponent for a prompt.
+        top_k: of both samplers: keep the k most likely tokens; ``None`` for all.
+        max_prompt_length: the longest prompt, in tokens; longer ones are skipped and counted.
+        max_completion_length: the longest response that is read from data, in tokens; longer ones are cut and counted.
+    """
+
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = "none"
+    num_completions: int = 2
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+    engine: str = "transformers"
+    responses: list[str] | None = None
+    opponent_temperature: float = 1.0
+    opponent_completions: int = 1
+    top_k: int | None = None
+    max_prompt_length: int = 512
+    max_completion_length: int = 512
+
+    def __post_init__(self) -> None:
+        problems = list(_sampling_problems(self))
+        if self.remove_unused_columns:
+            problems.append("remove_unused_columns: expected False (the collator needs every column), got True")
+        if problems:
+            raise UserError("\n".join(problems))
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        super().__post_init__()
+
+    def sampling(self) -> Sampling:
+        """How responses are drawn."""
+        return Sampling(
+            num_completions=self.num_completions,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens,
+            engine=self.engine,
+            opponent_temperature=self.opponent_temperature,
+            opponent_completions=self.opponent_completions,
+            top_k=self.top_k,
+        )
+
+
+def _sampling_problems(args: AlignmentArguments) -> list[str]:
+    problems = []
+    if args.engine not in ("transformers", "enumerate"):
+        problems.append(f"engine: expected 'transformers' or 'enumerate', got {args.engine!r}")
+    if (args.engine == "enumerate") != bool(args.responses):
+        problems.append("responses: expected the whole response set exactly where engine is 'enumerate'")
+    for name in ("temperature", "opponent_temperature"):
+        value = vars(args)[name]
+        if not value > 0 or (math.isinf(value) and args.engine != "enumerate"):
+            problems.append(
+                f"{name}: expected a finite number above 0 (infinite for enumerated responses), got {value}"
+            )
+    for name in (
+        "num_completions",
+        "opponent_completions",
+        "max_new_tokens",
+        "max_prompt_length",
+        "max_completion_length",
+    ):
+        if vars(args)[name] < 1:
+            problems.append(f"{name}: expected at least 1, got {vars(args)[name]}")
+    return problems

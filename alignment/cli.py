@@ -1,0 +1,326 @@
+"""The command line: parse, call, print. Every import that costs time stands inside the command that needs it."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import alignment
+from alignment.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from alignment.protocol import ProtocolResult
+
+app = typer.Typer(
+    name="alignment",
+    help="Align language models with game theory: preference methods as losses over one pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes", help="The recipes that come with the package.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake becomes one line a mistake on stderr and exit code 2, without a trace."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="alignment")
+    except UserError as error:
+        _fail(str(error))
+    except FileNotFoundError as error:
+        _fail(f"no such file: '{error.filename}'" if error.filename else str(error))
+
+
+def _fail(text: str) -> None:
+    console = _console(stderr=True)
+    for line in text.splitlines():
+        console.print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    # Without a terminal a table is as wide as it needs to be, so that it can be searched line by line.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 240)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"alignment {alignment.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path."),
+    ] = None,
+) -> None:
+    """Train a policy by a recipe.
+
+    \b
+    Example: alignment train recipes/quickstart/dpo.yaml training.learning_rate=1e-4 seed=1
+    """
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    # Under a launcher every process comes here; one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        for note in loaded.notes:
+            typer.echo(f"note: {note}", err=True)
+    from alignment import loop
+
+    loop.run(loaded.recipe)
+
+
+@app.command()
+def methods(
+    as_json: AsJson = False,
+    cite: Annotated[str | None, typer.Option(metavar="NAME", help="Print the BibTeX entry of a method, only.")] = None,
+) -> None:
+    """List the methods.
+
+    The columns: paper, schedule, what the loss needs, which exact answer it reaches, and where it runs.
+
+    \b
+    Example: alignment methods --cite inpo
+    """
+    from alignment.methods import load_card, method_names
+
+    if cite is not None:
+        card: Any = load_card(cite)
+        typer.echo(card.paper.bibtex(cite))
+        return
+    described = [_describe_method(name) for name in method_names()]
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    from rich.table import Table
+
+    table = Table("method", "paper", "schedule", "needs", "solution", "status", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for row in described:
+        needs = f"{row['feedback']} | {', '.join(row['anchors']) or 'no anchor'} | {row['sampler']}"
+        needs += "" if row["opponent"] == "none" else f" vs {row['opponent']}"
+        paper = f"{row['title']} ({row['arxiv']})"
+        table.add_row(row["name"], paper, row["schedule"], needs, row["solution"], row["status"])
+    console = _console()
+    console.print(table, markup=False)
+    console.print("\nneeds: feedback | frozen log-probs | who samples vs whom. `--json` has the options.", markup=False)
+
+
+def _describe_method(name: str) -> dict[str, Any]:
+    from dataclasses import MISSING, fields
+    from typing import get_type_hints
+
+    from alignment.config import card_needs, card_solution, text_gap
+    from alignment.methods import load_card
+
+    card: Any = load_card(name)
+    needs = card_needs(name)
+    types = get_type_hints(card)
+    options = [
+        {
+            "name": spec.name,
+            "type": _type_name(types[spec.name]),
+            # A missing "default" means that a recipe must set the option.
+            **({} if spec.default is MISSING else {"default": spec.default}),
+            "paper": spec.metadata["paper"],
+        }
+        for spec in fields(card)
+    ]
+    return {
+        "name": name,
+        "title": card.paper.title,
+        "arxiv": card.paper.arxiv,
+        "schedule": needs.schedule,
+        "feedback": needs.feedback,
+        "anchors": list(needs.anchor_columns()),
+        "sampler": needs.sampler,
+        "opponent": needs.opponent,
+        "stages": needs.stages,
+        "solution": card_solution(name),
+        "status": "games + text" if text_gap(needs) is None else "games",
+        "options": options,
+    }
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+@app.command()
+def game(
+    methods: Annotated[str, typer.Option(help="Names with commas; NAME:loss runs a card's own loss.")],
+    games: Annotated[str, typer.Option(help="random, cyclic or rps.")] = "random",
+    tau: Annotated[float, typer.Option(help="KL strength towards the reference.")] = 0.1,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Step size on logits.", show_default="0.1 at tau 0.1, 0.02 at 0.01, 2e-4 at 0.001"),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help="Full iterations.", show_default="1000 at tau 0.1, 5000 at 0.01, 100000 at 0.001"),
+    ] = None,
+    seed: Annotated[str, typer.Option(help="Seeds of the random games, with commas.")] = "42",
+    num_games: Annotated[int, typer.Option(min=1, help="Random games for each seed.")] = 10,
+    num_actions: Annotated[int, typer.Option(min=2, help="Actions of a game.")] = 10,
+    output_dir: Annotated[Path, typer.Option(help="Write gaps.json and gap.png here.")] = Path("runs/game"),
+    as_json: AsJson = False,
+) -> None:
+    """Play methods on exact games.
+
+    Prints the duality gap to the known equilibrium after the last iteration, in the protocol of 2503.08942.
+
+    \b
+    Example: alignment game --methods egpo,omd --tau 0.01
+    """
+    from alignment.protocol import run_protocol
+
+    names, seeds = _list(methods, "--methods"), [_integer(item, "--seed") for item in _list(seed, "--seed")]
+    with _progress() as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done)
+
+        result = run_protocol(
+            games=games,
+            methods=names,
+            tau=tau,
+            lr=lr,
+            iterations=iterations,
+            seeds=seeds,
+            num_games=num_games,
+            num_actions=num_actions,
+            progress=report,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        _print_gaps(result)
+    for path in result.save(output_dir):
+        typer.echo(f"wrote {path}", err=True)
+
+
+def _list(text: str, option: str) -> list[str]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UserError(f"{option}: expected a list with commas, got '{text}'")
+    return items
+
+
+def _integer(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{option}: expected integers with commas, got '{text}'") from error
+
+
+def _progress() -> "AbstractContextManager[Progress]":
+    from rich.progress import Progress
+
+    return Progress(console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _print_gaps(result: "ProtocolResult") -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table("method", "median gap", "max gap", "gradients", "seconds", box=None, pad_edge=False)
+    for row in result.rows:
+        gradients = f"{row.gradients_per_iteration * result.iterations:,}"
+        table.add_row(row.method, f"{row.median:.2e}", f"{row.maximum:.2e}", gradients, f"{row.seconds:.1f}")
+    console.print(table)
+    header = f"tau {result.tau:g}, lr {result.lr:g}, {result.iterations:,} iterations, step a = {result.step:g}"
+    console.print(f"\n{header}; duality gap after the last iteration:", markup=False, highlight=False)
+    by_game = Table("game", "start", "OMD stable below", "", box=None, pad_edge=False)
+    for row in result.rows:
+        by_game.add_column(row.method)
+    for index, threshold in enumerate(result.omd_threshold_X.tolist()):
+        verdict = "stable" if result.step < threshold else "unstable"
+        final = [f"{row.final_gap_X[index].item():.2e}" for row in result.rows]
+        by_game.add_row(str(index), f"{result.start_gap_X[index].item():.2e}", f"a = {threshold:.3g}", verdict, *final)
+    console.print(by_game, markup=False)
+
+
+@recipes_app.command("list")
+def list_recipes(as_json: AsJson = False) -> None:
+    """List the shipped recipes, with device and time.
+
+    \b
+    Example: alignment recipes list
+    """
+    from alignment.config import recipes_folder, shipped_recipes
+
+    folder = recipes_folder()
+    rows = [
+        {"recipe": f"recipes/{path.as_posix()}", "measured": _second_line(folder / path)} for path in shipped_recipes()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(row["recipe"]) for row in rows)
+    for row in rows:
+        typer.echo(f"{row['recipe']:<{width}}  {row['measured']}")
+
+
+def _second_line(path: Path) -> str:
+    """A recipe opens with two comments: the command that runs it, then the device and the measured time."""
+    return path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ")
+
+
+@recipes_app.command("copy")
+def copy_recipes(
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to copy to; made if missing.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Copy the shipped recipes into a folder, to edit them.
+
+    \b
+    Example: alignment recipes copy my-recipes
+    """
+    from alignment.config import recipes_folder
+
+    folder = recipes_folder()
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    present = [name for name in names if (destination / name).exists()]
+    if present and not force:
+        more = f" and {len(present) - 1} more" if len(present) > 1 else ""
+        raise UserError(f"{destination / present[0]}{more} would be overwritten; name another folder, or add --force")
+    for name in names:
+        (destination / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, destination / name)
+    typer.echo(f"copied {len(names)} files to {destination}")
+
+
+if __name__ == "__main__":
+    main()

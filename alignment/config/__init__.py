@@ -1,0 +1,82 @@
+"""Recipes: read, extended, overridden, checked. ``load_recipe`` is the entry.
+
+``AlignmentArguments`` and ``build_arguments`` import transformers, so they are imported when they are first used.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.config.compose import compose, recipes_folder, shipped_recipes
+from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
+from alignment.config.schema import (
+    DataSource,
+    DataSpec,
+    LoRASpec,
+    OpponentSpec,
+    PolicySpec,
+    Recipe,
+    SamplingSpec,
+    ScheduleSpec,
+    TinySpec,
+)
+from alignment.config.validation import validate_recipe
+
+if TYPE_CHECKING:
+    from alignment.arguments import AlignmentArguments
+    from alignment.config.arguments import build_arguments
+
+__all__ = [
+    "AlignmentArguments",
+    "DataSource",
+    "DataSpec",
+    "LoRASpec",
+    "LoadedRecipe",
+    "OpponentSpec",
+    "PolicySpec",
+    "Recipe",
+    "SamplingSpec",
+    "ScheduleSpec",
+    "TinySpec",
+    "build_arguments",
+    "card_needs",
+    "card_solution",
+    "load_recipe",
+    "recipes_folder",
+    "shipped_recipes",
+    "text_gap",
+    "unmet_needs",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRecipe:
+    """A checked recipe, and what the user should know about how it came about, one line each."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe with what it extends, apply ``key.sub=value`` overrides, expand ``${NAME}``, check everything.
+
+    Args:
+        path: a file, or the name of a shipped recipe.
+        overrides: for example ``training.learning_rate=5e-7``; the value is read as YAML.
+
+    Raises:
+        UserError: with one line for each mistake, unmet needs of the method first.
+    """
+    composed = compose(path, overrides)
+    return LoadedRecipe(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
+
+
+_LAZY = {"AlignmentArguments": "alignment.arguments", "build_arguments": "alignment.config.arguments"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'alignment.config' has no attribute '{name}'")

@@ -1,0 +1,213 @@
+"""From a recipe file and overrides to one tree of values: find, extend, override, expand."""
+
+import copy
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from alignment.config.parsing import PlainText, parse_scalar, parse_text, read_mapping
+from alignment.errors import UserError
+from alignment.methods import load_card
+
+Tree = dict[str, Any]
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composed:
+    """A recipe before validation.
+
+    Attributes:
+        tree: every value, with variables expanded.
+        notes: what the user should know, one line each.
+        problems: key -> a variable that is not set; all are reported with the errors of validation.
+    """
+
+    tree: Tree
+    notes: tuple[str, ...]
+    problems: Mapping[str, str]
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes: in a wheel inside the package, in a clone beside it."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"expected the shipped recipes beside or inside {package}, found none; install the package again")
+
+
+def shipped_recipes() -> tuple[Path, ...]:
+    """Paths of the shipped recipes, relative to their folder, sorted."""
+    folder = recipes_folder()
+    paths = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return tuple(sorted(path for path in paths if path.parts[0] != "accelerate"))
+
+
+def compose(path: str | Path, overrides: Sequence[str]) -> Composed:
+    """Read a recipe, everything that it extends, and the overrides ``key.sub=value``.
+
+    Raises:
+        UserError: for a file that is missing or is not YAML, a cycle of ``extends``, or a malformed override.
+    """
+    found, notes = find_recipe(path)
+    tree, extended_notes = _read_extended(found, ())
+    tree, override_notes = apply_overrides(tree, overrides)
+    problems: dict[str, str] = {}
+    tree = {key: _expand(value, key, problems) for key, value in tree.items()}
+    return Composed(tree=tree, notes=(*notes, *extended_notes, *override_notes), problems=problems)
+
+
+def find_recipe(path: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """The file that ``path`` means: itself, or the shipped recipe of that name, which is said in a note."""
+    given = Path(path)
+    if given.is_file():
+        return given, ()
+    if given.is_dir():
+        raise UserError(f"expected a recipe file, got the folder '{given}'; `alignment recipes list` shows the recipes")
+    parts = given.parts[1:] if given.parts[:1] == ("recipes",) else given.parts
+    shipped = recipes_folder().joinpath(*parts)
+    if not given.is_absolute() and shipped.is_file():
+        return shipped, (f"'{given}' is not in this folder; using the shipped recipe {shipped}",)
+    names = ["/".join(("recipes", *name.parts)) for name in shipped_recipes()]
+    matches = difflib.get_close_matches("/".join(("recipes", *parts)), names, n=1)
+    meant = f"did you mean '{matches[0]}'? " if matches else ""
+    raise UserError(f"no recipe '{given}'; {meant}`alignment recipes list` shows those that are shipped")
+
+
+def _read_extended(path: Path, above: tuple[Path, ...]) -> tuple[Tree, tuple[str, ...]]:
+    chain = (*above, path.resolve())
+    if path.resolve() in above:
+        raise UserError("recipes extend one another in a circle: " + " -> ".join(str(item) for item in chain))
+    tree = read_mapping(path)
+    if "extends" not in tree:
+        return tree, ()
+    base, base_notes = _read_extended(_find_base(tree.pop("extends"), path), chain)
+    notes: tuple[str, ...] = ()
+    method = tree.get("method")
+    if isinstance(method, dict) and isinstance(base.get("method"), dict):
+        base["method"], notes = _swap(base["method"], method)
+    return _merge(base, tree), (*base_notes, *notes)
+
+
+def _find_base(value: Any, path: Path) -> Path:
+    if not isinstance(value, str):
+        raise UserError(f"{path}: extends: expected the path of one recipe, got {value!r}")
+    problems: dict[str, str] = {}
+    name = _expand(value, "extends", problems)
+    if problems:
+        raise UserError(f"{path}: {problems['extends']}")
+    for candidate in (path.parent / name, Path(name)):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: extends: no file '{name}', neither beside {path.name} nor in the working directory")
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Tree, tuple[str, ...]]:
+    """Set ``key.sub=value`` in a copy of ``tree``; the value is read as YAML.
+
+    Where an override changes ``method.name``, options that the new card also declares are kept and the others dropped.
+
+    Returns:
+        The tree, and a note if the method was changed.
+
+    Raises:
+        UserError: if an override has another form.
+
+    Example:
+        >>> apply_overrides({"training": {"max_steps": 3}}, ["training.learning_rate=5e-7"])[0]
+        {'training': {'max_steps': 3, 'learning_rate': 5e-07}}
+    """
+    result: Tree = copy.deepcopy(dict(tree))
+    parsed = [_parse_override(override) for override in overrides]
+    options = {keys[1]: value for keys, value in parsed if keys[0] == "method" and len(keys) == 2}
+    notes: tuple[str, ...] = ()
+    if options and isinstance(result.get("method"), dict):
+        result["method"], notes = _swap(result["method"], options)
+    for keys, value in parsed:
+        block = result
+        for depth, key in enumerate(keys[:-1], start=1):
+            if block.get(key) is None:
+                block[key] = {}
+            block = block[key]
+            if not isinstance(block, dict):
+                whole, part = ".".join(keys), ".".join(keys[:depth])
+                raise UserError(f"override '{whole}': expected '{part}' to hold keys, but it is {block!r}")
+        block[keys[-1]] = value
+    return result, notes
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"override '{override}': expected key.sub=value, for example training.learning_rate=1e-6")
+    return keys, parse_text(text, f"override '{override}'")
+
+
+def _swap(old: Tree, new: Tree) -> tuple[Tree, tuple[str, ...]]:
+    """The options of ``old`` that the method of ``new`` also declares, and a note that says what became of the rest."""
+    name, old_name = new.get("name"), old.get("name")
+    if not isinstance(name, str) or name == old_name:
+        return old, ()
+    try:
+        declared = {spec.name for spec in dataclasses.fields(cast(Any, load_card(name)))}
+    except UserError:
+        # Validation reports the unknown method, with the nearest name.
+        return old, ()
+    options = {key: value for key, value in old.items() if key != "name"}
+    kept = {key: value for key, value in options.items() if key in declared}
+    said = {
+        "kept": [f"{key}={value}" for key, value in kept.items() if key not in new],
+        "dropped": [key for key in options if key not in declared],
+        "set": [f"{key}={value}" for key, value in new.items() if key != "name"],
+    }
+    changes = "; ".join(f"{verb} {', '.join(items)}" for verb, items in said.items() if items)
+    return {"name": name, **kept}, (f"method {old_name} -> {name}: {changes or 'neither has options'}",)
+
+
+def _expand(value: Any, key: str, problems: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _expand(item, f"{key}.{name}", problems) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, key, problems) for item in value]
+    if not isinstance(value, str):
+        return value
+    missing: list[str] = []
+    text = _VARIABLE.sub(lambda match: _variable(match, missing), value)
+    if missing:
+        names = ", ".join(missing)
+        problems[key] = (
+            f"{key}: the environment variable {names} is not set; `export {missing[0]}=...` before the command, "
+            f"or give the key itself: {key}=..."
+        )
+        return value
+    if text == value:
+        return str(value)
+    return parse_scalar(text) if isinstance(value, PlainText) else text
+
+
+def _variable(match: re.Match[str], missing: list[str]) -> str:
+    name, default = match.groups()
+    if name == "ALIGNMENT_RECIPES":
+        return str(recipes_folder())
+    # As in a shell, ":-" also stands for a variable that is set to nothing.
+    value = os.environ.get(name, "") or default
+    if value is None:
+        missing.append(name)
+        return ""
+    return value

@@ -1,0 +1,99 @@
+"""What a method needs against what a recipe offers, decided before any model is loaded."""
+
+from alignment.config.schema import Recipe
+from alignment.methods import build_method, load_card
+from alignment.methods._card import example_options
+from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Solution
+
+# What the trainer can supply on language models in this release; the exact games supply everything.
+_TEXT_SCHEDULES = ("offline", "online")
+_TEXT_SAMPLERS = ("dataset", "policy")
+_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref")
+_TEXT_ANCHORS = (Frozen, Ema, Behaviour)
+
+_ORDER = ("offline", "iterative", "online")
+
+
+def text_gap(needs: Needs) -> str | None:
+    """What a method needs that language models cannot be given yet, or ``None``.
+
+    Example:
+        >>> text_gap(Needs(feedback="wins", sampler="prev", schedule="iterative"))
+        "the schedule 'iterative'"
+    """
+    anchors = [spec.name for spec in needs.anchors if not isinstance(spec, _TEXT_ANCHORS)]
+    gaps = {
+        f"the schedule '{needs.schedule}'": needs.schedule not in _TEXT_SCHEDULES,
+        f"the sampler '{needs.sampler}'": needs.sampler not in _TEXT_SAMPLERS,
+        f"the opponent '{needs.opponent}'": needs.opponent not in _TEXT_OPPONENTS,
+        f"log-probs of the policy '{''.join(anchors[:1])}'": bool(anchors),
+        f"{needs.fits} fits a round": needs.fits > 1,
+        "several oracles": needs.num_oracles == "many",
+        "log-probs of mismatched completions": needs.mismatched,
+    }
+    return next((gap for gap, is_open in gaps.items() if is_open), None)
+
+
+def card_needs(name: str) -> Needs:
+    """What the method ``name`` needs; where that depends on its options, with the examples of its card."""
+    needs = load_card(name).needs
+    return needs if isinstance(needs, Needs) else _example_method(name).needs
+
+
+def card_solution(name: str) -> Solution:
+    """Which exact answer the method ``name`` reaches; where options decide, with the examples of its card."""
+    solution = load_card(name).solution
+    return solution if isinstance(solution, str) else _example_method(name).solution
+
+
+def _example_method(name: str) -> Method:
+    return build_method({"name": name, **example_options(load_card(name))})
+
+
+def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
+    """What the rest of a recipe does not give its method, one line each."""
+    name = recipe.method["name"]
+    gap = text_gap(needs)
+    if gap is not None:
+        return [
+            f"method '{name}' runs on exact games (`alignment game`) but not yet on language models: it needs {gap}"
+        ]
+    return [*_source_problems(name, needs, recipe), *_unread(name, needs, recipe)]
+
+
+def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
+    """Schedule and oracle in one line, then the data."""
+    samples = needs.sampler != "dataset"
+    wanted, found = [], []
+    if _ORDER.index(recipe.schedule.kind) < _ORDER.index(needs.schedule):
+        wanted.append(f"schedule '{needs.schedule}'")
+        found.append(f"says schedule.kind = '{recipe.schedule.kind}'")
+    if samples and (wanted or recipe.oracle is None):
+        wanted.append("an oracle that answers on fresh samples")
+    if samples and recipe.oracle is None:
+        found.append("has no oracle")
+    problems = [f"method '{name}' needs {' and '.join(wanted)}; the recipe {' and '.join(found)}"] if wanted else []
+    if samples and recipe.data.prompts is None:
+        problems.append(
+            f"method '{name}' samples its responses: it needs data.prompts; the recipe has data.preferences"
+        )
+    if not samples and recipe.data.preferences is None:
+        problems.append(f"method '{name}' reads its responses: it needs data.preferences; the recipe has data.prompts")
+    if not samples and recipe.schedule.kind != "offline":
+        problems.append(
+            f"method '{name}' learns from a fixed data set: expected schedule.kind = 'offline', "
+            f"got '{recipe.schedule.kind}'"
+        )
+    return problems
+
+
+def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:
+    """Blocks that nothing would read."""
+    if needs.sampler != "dataset":
+        return []
+    given = {"oracle": recipe.oracle is not None, "sampling": "sampling" in recipe.model_fields_set}
+    return [
+        f"method '{name}' learns from a fixed data set and reads no '{block}'; remove the block ({block}=null)"
+        for block, is_given in given.items()
+        if is_given
+    ]

@@ -1,0 +1,100 @@
+"""Errors of validation, one line each: the dotted key, what was expected, what was found, the nearest known key."""
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+_EXPECTED = {
+    "string_type": "text",
+    "string_too_short": "some text",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "a block of keys",
+    "model_type": "a block of keys",
+    "list_type": "a list",
+    "tuple_type": "text or a list of texts",
+    "too_short": "a longer list",
+    "greater_than": "a number > {gt:g}",
+    "greater_than_equal": "a number >= {ge:g}",
+    "less_than": "a number < {lt:g}",
+    "literal_error": "{expected}",
+}
+
+
+def describe_problems(
+    error: ValidationError, tree: Any, *, prefix: str = "", known: Collection[str] = ()
+) -> dict[str, str]:
+    """The errors of a pydantic validation of ``tree``: dotted key -> one line.
+
+    Args:
+        error: what pydantic raised.
+        tree: what was validated.
+        prefix: the dotted path of ``tree`` in the recipe, with a dot at the end.
+        known: dotted paths of all keys, for the nearest match of an unknown one.
+    """
+    expected: dict[str, list[str]] = {}
+    lines: dict[str, str] = {}
+    for details in error.errors():
+        key = prefix + ".".join(str(part) for part in problem_path(details, tree))
+        kind = details["type"]
+        if kind == "extra_forbidden":
+            lines[key] = unknown_key(key, known)
+        elif kind == "missing":
+            lines[key] = f"{key}: expected a value, got none; the key is required"
+        elif kind == "value_error":
+            lines[key] = f"{key}: {details['ctx']['error']}" if key else str(details["ctx"]["error"])
+        else:
+            # The branches of a union fail one by one: `int` and then `text` become "an integer or text".
+            message = _EXPECTED[kind].format(**details.get("ctx", {})) if kind in _EXPECTED else details["msg"]
+            expected.setdefault(key, []).append(message)
+            lines[key] = f"{key}: expected {' or '.join(dict.fromkeys(expected[key]))}, got {show(details['input'])}"
+    return lines
+
+
+def problem_path(details: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
+    """The part of an error's location that exists in ``tree``: pydantic adds the branches of unions to it."""
+    return tuple(_walk(details, tree))
+
+
+def _walk(details: ErrorDetails, node: Any) -> Iterator[str | int]:
+    last = len(details["loc"]) - 1
+    for depth, part in enumerate(details["loc"]):
+        entries = dict(enumerate(node)) if isinstance(node, list | tuple) else node
+        if isinstance(entries, Mapping) and part in entries:
+            node = entries[part]
+        elif not (details["type"] == "missing" and depth == last):
+            continue
+        yield part
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """``unknown key 'method.nme'; did you mean 'method.name'?``
+
+    A key of the same name in another block comes first, then the nearest spelling in the same block, then anywhere.
+    """
+    parent, _, leaf = key.rpartition(".")
+    namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    strangers = [name for name in known if name not in siblings.values() and name != parent]
+    # Within a block only the last part counts: the shared prefix would make any two keys look alike.
+    near = [siblings[match] for match in difflib.get_close_matches(leaf, siblings, n=1)]
+    matches = (
+        difflib.get_close_matches(key, namesakes, n=1, cutoff=0.0)
+        or near
+        or difflib.get_close_matches(key, strangers, n=1, cutoff=0.8)
+    )
+    if matches:
+        return f"unknown key '{key}'; did you mean '{matches[0]}'?"
+    listed = f" (known: {', '.join(sorted(siblings.values()))})" if 0 < len(siblings) <= 12 else ""
+    return f"unknown key '{key}'{listed}"
+
+
+def show(value: Any) -> str:
+    """A value for an error line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,205 @@
+"""The keys of a recipe: types, ranges and defaults. Each key has one owner; a key that nothing reads is an error."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from alignment.config.parsing import dump_yaml
+from alignment.methods import build_method
+from alignment.types import Method
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class TinySpec(_Block):
+    """A causal language model of the Llama family with random weights, built from these sizes."""
+
+    vocab_size: int = Field(default=2048, gt=0)
+    hidden_size: int = Field(default=128, gt=0)
+    num_layers: int = Field(default=2, gt=0)
+    num_heads: int = Field(default=4, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    max_position_embeddings: int = Field(default=2048, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"expected hidden_size to be a multiple of num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+        return self
+
+
+class LoRASpec(_Block):
+    """A low-rank adapter; ``alpha`` is twice the rank unless it is given."""
+
+    rank: int = Field(gt=0)
+    alpha: int | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+    @model_validator(mode="after")
+    def _resolve_alpha(self) -> Self:
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", 2 * self.rank)
+        return self
+
+
+class PolicySpec(_Block):
+    """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
+
+    model: str | None = None
+    tiny: TinySpec | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoRASpec | None = None
+    chat_template: str | None = None
+    ref_model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if (self.model is None) == (self.tiny is None):
+            found = "neither" if self.model is None else "both (switch one off: policy.tiny=null or policy.model=null)"
+            raise ValueError(f"expected exactly one of policy.model and policy.tiny, got {found}")
+        return self
+
+
+class DataSource(_Block):
+    """Data files: one path or several. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
+
+    path: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+    format: Literal["auto", "pairs", "hh", "ranked", "scored", "prompts"] = "auto"
+    columns: dict[str, str] | None = None
+    prompt_role: Literal["text", "user"] = "text"
+    limit: int | None = Field(default=None, gt=0)
+
+
+class DataSpec(_Block):
+    """Where prompts, and for offline methods responses and feedback, come from; lengths are in tokens."""
+
+    preferences: DataSource | None = None
+    prompts: DataSource | None = None
+    eval_fraction: float = Field(default=0.1, ge=0, lt=1)
+    max_prompt_length: int = Field(default=512, gt=0)
+    max_completion_length: int = Field(default=512, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.preferences is None) == (self.prompts is None):
+            found = "neither" if self.prompts is None else "both (switch one off: data.preferences=null)"
+            raise ValueError(f"expected exactly one of data.preferences and data.prompts, got {found}")
+        if self.preferences is not None and self.preferences.format == "prompts":
+            raise ValueError(
+                "expected feedback in data.preferences, got format 'prompts'; name the file in data.prompts"
+            )
+        return self
+
+
+class OpponentSpec(_Block):
+    """How the responses that the policy's are compared with are sampled."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    num_completions: int = Field(default=1, gt=0)
+
+
+class SamplingSpec(_Block):
+    """How responses are sampled; enumerated ones may have the temperature ``.inf``, which is uniform."""
+
+    num_completions: int = Field(default=2, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=64, gt=0)
+    engine: Literal["transformers", "enumerate"] = "transformers"
+    responses: list[str] | None = Field(default=None, min_length=2)
+    opponent: OpponentSpec = OpponentSpec()
+    top_k: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _only_enumeration_is_uniform(self) -> Self:
+        temperatures = (self.temperature, self.opponent.temperature)
+        if self.engine != "enumerate" and any(math.isinf(temperature) for temperature in temperatures):
+            raise ValueError(f"expected finite temperatures with the engine '{self.engine}', got .inf")
+        return self
+
+    @model_validator(mode="after")
+    def _responses_are_for_enumeration(self) -> Self:
+        if (self.engine == "enumerate") != (self.responses is not None):
+            found = "none" if self.responses is None else f"a list with the engine '{self.engine}'"
+            raise ValueError(f"expected sampling.responses with the engine 'enumerate' and only there, got {found}")
+        if self.responses is not None and len(set(self.responses)) < len(self.responses):
+            raise ValueError("expected different responses in sampling.responses, got one twice")
+        return self
+
+
+class ScheduleSpec(_Block):
+    """Who makes the data: nobody (offline), the policy once a round (iterative), the policy in every batch (online)."""
+
+    kind: Literal["offline", "iterative", "online"]
+
+
+class Recipe(_Block):
+    """A whole recipe. ``training`` holds fields of ``transformers.TrainingArguments``, verbatim."""
+
+    method: dict[str, Any]
+    policy: PolicySpec
+    data: DataSpec
+    oracle: dict[str, Any] | None = None
+    sampling: SamplingSpec = SamplingSpec()
+    schedule: ScheduleSpec
+    training: dict[str, Any] = Field(default_factory=dict)
+    output_dir: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+
+    def build_method(self) -> Method:
+        """The method with its options."""
+        return build_method(self.method)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that ``load_recipe`` reads back to an equal one."""
+        tree = self.model_dump(mode="python", exclude_none=True)
+        # Options of methods and oracles may be null on purpose.
+        tree["method"] = dict(self.method)
+        if self.oracle is not None:
+            tree["oracle"] = dict(self.oracle)
+        if self.build_method().needs.sampler == "dataset":
+            del tree["sampling"]
+        return dump_yaml(_plain(tree))
+
+
+# Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
+_NULLABLE = ("policy", "data", "sampling", "schedule", "training")
+
+
+def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without keys whose value is null; ``method`` and ``oracle`` keep theirs."""
+    kept = {key: value for key, value in tree.items() if value is not None}
+    return {key: _drop_nulls(value) if key in _NULLABLE else value for key, value in kept.items()}
+
+
+def _drop_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def schema_keys(block: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all keys that the schema itself declares (not the options of methods, oracles, arguments)."""
+    for name, spec in block.model_fields.items():
+        yield prefix + name
+        for kind in (spec.annotation, *get_args(spec.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from schema_keys(kind, f"{prefix}{name}.")

@@ -1,0 +1,125 @@
+"""Every error of a recipe at once, needs first."""
+
+import copy
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from alignment.config.needs import card_needs, unmet_needs
+from alignment.config.problems import describe_problems, problem_path, unknown_key
+from alignment.config.schema import Recipe, schema_keys, without_nulls
+from alignment.errors import UserError
+from alignment.methods import build_method, load_card
+
+Problems = dict[str, str]
+
+
+def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe:
+    """Check a whole recipe.
+
+    Args:
+        tree: its keys and values, with variables expanded.
+        unset: dotted key -> the line about a variable that is not set; what the key holds is then not judged.
+
+    Raises:
+        UserError: with one line a mistake: first what the method needs, then the rest.
+    """
+    # It imports transformers, hence not at the top: `alignment methods` shares this package and stays light.
+    from alignment.config.training import training_keys, training_problems
+
+    tree = without_nulls(tree)
+    known = (*schema_keys(), *_option_keys(tree), *training_keys())
+    recipe, problems = _check_schema(tree, known)
+    problems |= _check_method(tree, known)
+    if isinstance(tree.get("training"), dict):
+        problems |= training_problems(tree["training"], known)
+    if isinstance(tree.get("oracle"), dict):
+        problems |= _check_oracle(tree["oracle"])
+    # A method or an oracle is judged as a whole, under the name of its block.
+    unjudged = {*unset, *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle.")))}
+    lines = [*unset.values(), *(line for key, line in problems.items() if key not in unjudged)]
+    lines = [*_unmet_needs(recipe or _without_mistakes(tree)), *lines]
+    if lines or recipe is None:
+        raise UserError("\n".join(lines))
+    return recipe
+
+
+def _check_schema(tree: Mapping[str, Any], known: Collection[str]) -> tuple[Recipe | None, Problems]:
+    try:
+        return Recipe.model_validate(tree), {}
+    except ValidationError as error:
+        return None, describe_problems(error, tree, known=known)
+
+
+def _check_method(tree: Mapping[str, Any], known: Collection[str]) -> Problems:
+    spec = tree.get("method")
+    if not isinstance(spec, dict):
+        return {}
+    declared = _option_keys(tree)
+    unknown = [name for name in spec if declared and name != "name" and f"method.{name}" not in declared]
+    problems = {f"method.{name}": unknown_key(f"method.{name}", known) for name in unknown}
+    try:
+        build_method({name: value for name, value in spec.items() if name not in unknown})
+    except UserError as error:
+        problems["method"] = str(error)
+    return problems
+
+
+def _option_keys(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted paths of what the ``method:`` block may hold; nothing if its method is unknown."""
+    spec = tree.get("method")
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        return ("method.name",)
+    try:
+        card = load_card(spec["name"])
+    except UserError:
+        return ()
+    return ("method.name", *(f"method.{option.name}" for option in dataclasses.fields(cast(Any, card))))
+
+
+def _check_oracle(spec: Mapping[str, Any]) -> Problems:
+    from alignment.oracles import build_oracle
+
+    try:
+        build_oracle(spec)
+    except UserError as error:
+        return {"oracle": str(error)}
+    return {}
+
+
+def _unmet_needs(recipe: Recipe | None) -> list[str]:
+    if recipe is None or not isinstance(recipe.method.get("name"), str):
+        return []
+    try:
+        needs = recipe.build_method().needs
+    except UserError:
+        # A missing option is reported elsewhere; what the method needs is known without it.
+        try:
+            needs = card_needs(recipe.method["name"])
+        except UserError:
+            return []
+    return unmet_needs(needs, recipe)
+
+
+def _without_mistakes(tree: Mapping[str, Any]) -> Recipe | None:
+    """The recipe with every mistaken key at its default, so that needs can be checked beside the mistakes."""
+    pruned = {"output_dir": "unset", **copy.deepcopy(dict(tree))}
+    try:
+        return Recipe.model_validate(pruned)
+    except ValidationError as error:
+        for path in {problem_path(details, pruned) for details in error.errors()}:
+            _remove(pruned, path)
+    try:
+        return Recipe.model_validate({"output_dir": "unset", **pruned})
+    except ValidationError:
+        return None
+
+
+def _remove(tree: dict[str, Any], path: tuple[str | int, ...]) -> None:
+    block: Any = tree
+    for part in path[:-1]:
+        block = block.get(part) if isinstance(block, dict) else None
+    if isinstance(block, dict) and path:
+        block.pop(path[-1], None)

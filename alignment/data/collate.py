@@ -1,0 +1,160 @@
+"""Encoded rows -> tensors, and the split into training and evaluation rows.
+
+A sequence is [padding | prompt | completion | padding], so that the completion starts at the same column in the whole
+batch. Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``K`` oracles (here 1).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.data.rows import Row
+from alignment.data.tokens import EncodedRow
+from alignment.errors import UserError
+from alignment.shapes import check_shapes
+from alignment.types import Completions, Feedback
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one step reads.
+
+    Args:
+        completions: G of each prompt; G is 0 where all rows are prompts only.
+        feedback: of one oracle; preferences where any row was compared, scores where any row was scored.
+        row_weight_B: multiplies the loss of a row, float32.
+        prompt_ids_BT: the prompts alone, padded on the left; here T is the longest prompt.
+        prompt_mask_BT: true on prompt tokens.
+        rows: what was encoded, for texts and sources.
+    """
+
+    completions: Completions
+    feedback: Feedback
+    row_weight_B: Tensor
+    prompt_ids_BT: Tensor
+    prompt_mask_BT: Tensor
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        check_shapes(prompt_ids_BT=self.prompt_ids_BT, prompt_mask_BT=self.prompt_mask_BT)
+        check_shapes(
+            row_weight_B=self.row_weight_B,
+            valid_BG=self.completions.valid_BG,
+            prefs_KBGG=self.feedback.prefs_KBGG,
+            scores_KBG=self.feedback.scores_KBG,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same with its tensors on another device."""
+        return Batch(
+            completions=self.completions.to(device, non_blocking),
+            feedback=self.feedback.to(device, non_blocking),
+            row_weight_B=self.row_weight_B.to(device, non_blocking=non_blocking),
+            prompt_ids_BT=self.prompt_ids_BT.to(device, non_blocking=non_blocking),
+            prompt_mask_BT=self.prompt_mask_BT.to(device, non_blocking=non_blocking),
+            rows=self.rows,
+        )
+
+
+def collate(encoded_rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
+    """Stack encoded rows.
+
+    Args:
+        encoded_rows: at least one; groups of different sizes are padded.
+        pad_token_id: fills the gaps; masks decide everything, so it may equal another token.
+
+    Returns:
+        Tensors on the CPU; ids int64, masks bool. A padded completion holds its row's prompt, so that no attention mask
+        is all zero, and no completion token.
+    """
+    if not encoded_rows:
+        raise UserError("expected at least one row to collate, found none; an empty batch has no shape")
+    num_completions = max(len(item.completion_ids) for item in encoded_rows)
+    prompt_width = max(len(item.prompt_ids) for item in encoded_rows)
+    completion_width = max((len(ids) for item in encoded_rows for ids in item.completion_ids), default=0)
+    prompt_ids_BT = torch.full((len(encoded_rows), prompt_width), pad_token_id, dtype=torch.int64)
+    prompt_mask_BT = torch.zeros((len(encoded_rows), prompt_width), dtype=torch.bool)
+    shape = (len(encoded_rows), num_completions, completion_width)
+    completion_ids_BGT = torch.full(shape, pad_token_id, dtype=torch.int64)
+    completion_mask_BGT = torch.zeros(shape, dtype=torch.bool)
+    valid_BG = torch.zeros(shape[:2], dtype=torch.bool)
+    for b, item in enumerate(encoded_rows):
+        prompt_ids_BT[b, prompt_width - len(item.prompt_ids) :] = torch.tensor(item.prompt_ids)
+        prompt_mask_BT[b, prompt_width - len(item.prompt_ids) :] = True
+        valid_BG[b, : len(item.completion_ids)] = True
+        for g, ids in enumerate(item.completion_ids):
+            completion_ids_BGT[b, g, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            completion_mask_BGT[b, g, : len(ids)] = True
+    group_prompt_ids_BGT = prompt_ids_BT[:, None].expand(-1, num_completions, -1)
+    group_prompt_mask_BGT = prompt_mask_BT[:, None].expand(-1, num_completions, -1)
+    return Batch(
+        completions=Completions(
+            input_ids_BGT=torch.cat([group_prompt_ids_BGT, completion_ids_BGT], dim=-1),
+            attention_mask_BGT=torch.cat([group_prompt_mask_BGT, completion_mask_BGT], dim=-1),
+            completion_mask_BGT=torch.cat([torch.zeros_like(group_prompt_mask_BGT), completion_mask_BGT], dim=-1),
+            valid_BG=valid_BG,
+        ),
+        feedback=_stack_feedback([item.row for item in encoded_rows], num_completions),
+        row_weight_B=torch.tensor([item.row.weight for item in encoded_rows], dtype=torch.float32),
+        prompt_ids_BT=prompt_ids_BT,
+        prompt_mask_BT=prompt_mask_BT,
+        rows=tuple(item.row for item in encoded_rows),
+    )
+
+
+def split_rows(rows: Sequence[Row], eval_fraction: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Split rows into training and evaluation, so that no prompt stands on both sides.
+
+    The prompts are ordered by a hash of their text and the seed, so the split depends on neither the order of the rows
+    nor their number of responses.
+
+    Args:
+        rows: at least one.
+        eval_fraction: of the different prompts, in [0, 1); 0 gives no evaluation rows.
+        seed: another seed, another split.
+
+    Returns:
+        Training rows and evaluation rows, each in the order of ``rows``.
+
+    Raises:
+        UserError: if the fraction is not in [0, 1), or one side would be empty against the wish.
+    """
+    if not 0.0 <= eval_fraction < 1.0:
+        raise UserError(f"expected eval_fraction in [0, 1), found {eval_fraction}; 0.1 keeps a tenth for evaluation")
+    keys = [_prompt_key(row, seed) for row in rows]
+    ordered = sorted(set(keys))
+    num_eval = round(eval_fraction * len(ordered))
+    if num_eval == len(ordered) or (eval_fraction > 0.0 and num_eval == 0):
+        raise UserError(
+            f"expected enough prompts for both sides of eval_fraction={eval_fraction}, found {len(ordered)}; add rows "
+            "or change the fraction"
+        )
+    held_out = set(ordered[:num_eval])
+    train = tuple(row for row, key in zip(rows, keys, strict=True) if key not in held_out)
+    evaluation = tuple(row for row, key in zip(rows, keys, strict=True) if key in held_out)
+    return train, evaluation
+
+
+def _stack_feedback(rows: list[Row], num_completions: int) -> Feedback:
+    """nan where nobody was asked; the diagonal is 1/2 in any case."""
+    prefs_1BGG = torch.full((1, len(rows), num_completions, num_completions), torch.nan)
+    prefs_1BGG.diagonal(dim1=-2, dim2=-1).fill_(0.5)
+    scores_1BG = torch.full((1, len(rows), num_completions), torch.nan)
+    for b, row in enumerate(rows):
+        for comparison in row.comparisons:
+            prefs_1BGG[0, b, comparison.winner, comparison.loser] = comparison.probability
+            prefs_1BGG[0, b, comparison.loser, comparison.winner] = 1.0 - comparison.probability
+        if row.scores is not None:
+            scores_1BG[0, b, : len(row.scores)] = torch.tensor(row.scores)
+    return Feedback(
+        prefs_KBGG=prefs_1BGG if any(row.comparisons for row in rows) else None,
+        scores_KBG=scores_1BG if any(row.scores is not None for row in rows) else None,
+    )
+
+
+def _prompt_key(row: Row, seed: int) -> str:
+    text = repr((seed, [(turn.role, turn.content) for turn in row.prompt]))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,169 @@
+"""Cards: the options of a method, checked, and the registry that finds a method by its file name."""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import MISSING
+from typing import Any, ClassVar, Literal, cast, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from alignment.errors import UserError
+from alignment.types import Method
+
+
+def option(
+    *,
+    default: Any = MISSING,
+    paper: str,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    example: Any = None,
+) -> Any:
+    """A field of a card: what the paper used, and the range in which the loss is defined.
+
+    Args:
+        default: none for anything that the paper tunes; then a recipe must set it.
+        paper: the paper's value and where it stands; quoted when the option is missing.
+        above: exclusive lower bound.
+        at_least: inclusive lower bound.
+        below: exclusive upper bound.
+        at_most: inclusive upper bound.
+        example: a value to show the card with, where the option has no default and what the card needs depends on it.
+    """
+    bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
+    metadata = {"paper": paper, "bounds": {sign: limit for sign, limit in bounds.items() if limit is not None}}
+    if example is not None:
+        metadata["example"] = example
+    if default is MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Options:
+    """Base of all cards: checks that every number lies in its declared range.
+
+    A card that overrides ``__post_init__`` calls ``Options.__post_init__(self)`` first: a dataclass with slots is a new
+    class, which ``super()`` without arguments does not know.
+
+    Attributes:
+        no_solution: why no exact answer exists, where ``solution`` is "none".
+    """
+
+    __slots__ = ()
+
+    no_solution: ClassVar[str] = ""
+
+    @property
+    def iterate(self) -> Literal["last", "average"]:
+        """Which iterate the theory speaks of."""
+        return "last"
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(cast(Any, self)):
+            value = self.__getattribute__(spec.name)
+            for sign, limit in spec.metadata.get("bounds", {}).items():
+                if value is not None and not _holds(value, sign, limit):
+                    name = type(self).__module__.rpartition(".")[2]
+                    raise UserError(f"method '{name}': expected {spec.name} {sign} {limit:g}, got {value}")
+
+
+def _holds(value: float, sign: str, limit: float) -> bool:
+    return {">": value > limit, ">=": value >= limit, "<": value < limit, "<=": value <= limit}[sign]
+
+
+@functools.cache
+def method_names() -> tuple[str, ...]:
+    """Names of all methods in the tree, sorted."""
+    package = importlib.import_module("alignment.methods")
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+def load_card(name: str) -> type[Method]:
+    """The card class of a method, by name or by dotted path (``mylab.methods:Foo``).
+
+    Raises:
+        UserError: if there is none; the nearest name is suggested.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            return cast(type[Method], importlib.import_module(module_name).__dict__[attribute])
+        except (ImportError, KeyError) as error:
+            raise UserError(f"method '{name}': expected 'module:Class' that can be imported, got {error!r}") from error
+    if name not in method_names():
+        raise UserError(f"unknown method '{name}'{nearest(name, method_names())}; `alignment methods` lists all")
+    return cast(type[Method], importlib.import_module(f"alignment.methods.{name}").METHOD)
+
+
+def build_method(spec: Mapping[str, Any]) -> Method:
+    """Build a method from a recipe's ``method:`` block.
+
+    Args:
+        spec: ``name`` and the options of its card.
+
+    Raises:
+        UserError: for an unknown name or option (with the nearest match), a value of the wrong type or outside its
+            range, or a missing option (quoting the paper's value). All are reported together.
+
+    Example:
+        >>> build_method({"name": "dpo", "beta": 0.1}).beta
+        0.1
+    """
+    options = dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"method.name: expected the name of a method, got {name!r}")
+    card = load_card(name)
+    fields = {spec.name: spec for spec in dataclasses.fields(cast(Any, card))}
+    problems = [f"unknown option '{key}'{nearest(key, fields)}" for key in options if key not in fields]
+    types = get_type_hints(card)
+    values = {}
+    for key, spec_field in fields.items():
+        if key in options:
+            try:
+                values[key] = _convert(options[key], types[key])
+            except (ValidationError, TypeError) as error:
+                problems.append(f"{key}: expected {_type_name(types[key])}, got {options[key]!r} ({_reason(error)})")
+        elif spec_field.default is MISSING and spec_field.default_factory is MISSING:
+            problems.append(f"missing option '{key}'; {spec_field.metadata['paper']}")
+    if problems:
+        raise UserError(f"method '{name}': " + "; ".join(problems))
+    return card(**values)
+
+
+def example_options(card: type[Method]) -> dict[str, Any]:
+    """Options to show what a card needs, where that depends on them; not a recommendation."""
+    return {
+        spec.name: spec.metadata["example"]
+        for spec in dataclasses.fields(cast(Any, card))
+        if "example" in spec.metadata
+    }
+
+
+def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """``; did you mean 'beta'?`` or, where nothing is near, the list of what is known."""
+    matches = difflib.get_close_matches(key, list(known), n=1)
+    if matches:
+        return f"; did you mean '{matches[0]}'?"
+    return f" (known: {', '.join(sorted(known))})" if len(known) <= 12 else ""
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    # Through JSON, strict: a list may become a tuple, an integer a float, but the string "1/3" never a number.
+    return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_json(json.dumps(value))
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+def _reason(error: ValidationError | TypeError) -> str:
+    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

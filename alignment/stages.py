@@ -1,0 +1,235 @@
+"""The three functions that turn prompts into what a loss sees: ``rollout``, ``judge``, ``annotate``.
+
+Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``J`` opponent's completions, ``T`` tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alignment.anchors import AnchorSet
+from alignment.data import Batch, prompt_text
+from alignment.errors import UserError
+from alignment.functional import group_wins
+from alignment.oracles import ask, preference_matrix
+from alignment.policies import CausalLMPolicy, score
+from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle
+
+_SAMPLERS = ("dataset", "policy")
+_OPPONENTS = {"none": None, "group": None, "fresh": "policy", "target": "target", "ref": "ref"}
+"""Opponents that can be supplied -> the policy that answers for them; ``None`` where no further sample is needed."""
+
+PolicyOf = Callable[[str], AbstractContextManager[nn.Module]]
+"""Name of a policy ("policy", "ref", "target") -> a context in which the module acts as that policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        num_completions: G, responses per prompt that enter the loss.
+        temperature: of those responses; infinite is uniform, for enumerated responses.
+        max_new_tokens: longest response.
+        engine: ``transformers`` samples; ``enumerate`` takes the responses that the rows carry, with their exact
+            probabilities.
+        opponent_temperature: of the opponent's responses.
+        opponent_completions: J, the opponent's responses per prompt.
+        top_k: of both; ``None`` for all tokens.
+    """
+
+    num_completions: int
+    temperature: float
+    max_new_tokens: int
+    engine: str
+    opponent_temperature: float
+    opponent_completions: int
+    top_k: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What was sampled for a batch of prompts.
+
+    Attributes:
+        prompts: text of each prompt, for the oracle.
+        completions: the responses that enter the loss.
+        responses: their texts, B lists of G.
+        opponents: texts of the opponent, B lists of J; ``None`` where it needs no samples of its own.
+        weights_BG: probabilities of enumerated responses under the sampler; ``None`` for samples.
+        opponent_weights_BG: probabilities of the same responses under the opponent, where enumerated.
+    """
+
+    prompts: tuple[str, ...]
+    completions: Completions
+    responses: list[list[str]]
+    opponents: list[list[str]] | None = None
+    weights_BG: Tensor | None = None
+    opponent_weights_BG: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotated:
+    """What one gradient reads, all of it frozen: completions, feedback, anchors.
+
+    Attributes:
+        completions: the responses.
+        feedback: of one oracle.
+        weights_BG: probabilities of enumerated responses, or ``None``.
+        anchors: log-probs [B, G] of every anchor that the loss reads.
+        token_anchors: log-probs per token [B, G, T], where the loss reads them.
+        row_weight_B: weight of each row.
+    """
+
+    completions: Completions
+    feedback: Feedback
+    weights_BG: Tensor | None
+    anchors: Mapping[str, Tensor]
+    token_anchors: Mapping[str, Tensor]
+    row_weight_B: Tensor
+
+
+def check_needs(needs: Needs) -> None:
+    """Refuse a method whose samples, opponents, oracles or anchors nobody supplies: it would train another loss.
+
+    Raises:
+        UserError: naming all of them.
+    """
+    supplied = {
+        f"the sampler '{needs.sampler}'": needs.sampler in _SAMPLERS,
+        f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
+        "several oracles": needs.num_oracles == "one",
+        f"{needs.fits} fits a round": needs.fits == 1,
+        "log-probs of mismatched completions": not needs.mismatched,
+    }
+    missing = [what for what, is_supplied in supplied.items() if not is_supplied]
+    missing += [f"the anchor '{spec.name}'" for spec in needs.anchors if not isinstance(spec, Frozen | Ema | Behaviour)]
+    if missing:
+        raise UserError(
+            f"the method needs {', '.join(missing)}, which language models cannot be given yet; it runs on exact games "
+            "(`alignment game`, run_tabular)"
+        )
+
+
+def rollout(
+    batch: Batch,
+    *,
+    needs: Needs,
+    sampling: Sampling,
+    make_policy: Callable[[nn.Module, float], CausalLMPolicy],
+    policy_of: PolicyOf,
+    generator: torch.Generator,
+) -> Rollout:
+    """Sample responses, and the opponent's where the method compares with one.
+
+    Args:
+        batch: prompts; with ``engine: enumerate`` also all their responses.
+        needs: who samples, and who is the opponent.
+        sampling: how.
+        make_policy: module and temperature -> a policy that samples.
+        policy_of: the modules behind the names.
+        generator: seeds the samples.
+    """
+    prompts = tuple(prompt_text(row) for row in batch.rows)
+    opponent = _OPPONENTS[needs.opponent]
+    if sampling.engine == "enumerate":
+        return Rollout(
+            prompts=prompts,
+            completions=batch.completions,
+            responses=[list(row.responses) for row in batch.rows],
+            weights_BG=probabilities(batch.completions, policy_of, "policy", sampling.temperature),
+            opponent_weights_BG=probabilities(batch.completions, policy_of, opponent, sampling.opponent_temperature)
+            if opponent
+            else None,
+        )
+    bare = prompts_only(batch)
+    with policy_of("policy") as module:
+        policy = make_policy(module, sampling.temperature)
+        completions = policy.sample(bare, num_completions=sampling.num_completions, generator=generator)
+        responses = policy.texts(completions)
+    opponents = None
+    if opponent:
+        with policy_of(opponent) as module:
+            rival = make_policy(module, sampling.opponent_temperature)
+            answers = rival.sample(bare, num_completions=sampling.opponent_completions, generator=generator)
+            opponents = rival.texts(answers)
+    return Rollout(prompts=prompts, completions=completions, responses=responses, opponents=opponents)
+
+
+@torch.no_grad()
+def probabilities(completions: Completions, policy_of: PolicyOf, name: str, temperature: float) -> Tensor:
+    """Probabilities of enumerated responses at a temperature, normalised over the set, [B, G]."""
+    with policy_of(name) as module:
+        logps_BG = score(module, completions).logps_BG
+    logits_BG = torch.where(completions.valid_BG, logps_BG.double() / temperature, -torch.inf)
+    return logits_BG.softmax(-1)
+
+
+def prompts_only(batch: Batch) -> Completions:
+    """The prompts of a batch, one empty completion each."""
+    ids_B1T, mask_B1T = batch.prompt_ids_BT[:, None], batch.prompt_mask_BT[:, None]
+    return Completions(
+        input_ids_BGT=ids_B1T,
+        attention_mask_BGT=mask_B1T,
+        completion_mask_BGT=torch.zeros_like(mask_B1T),
+        valid_BG=torch.ones_like(mask_B1T[..., 0]),
+    )
+
+
+def judge(rolled: Rollout, oracle: Oracle, needs: Needs) -> Feedback:
+    """Ask the oracle what the method reads: preferences inside the group, or wins against the opponent.
+
+    Returns:
+        Feedback of one oracle (K = 1), float64 on the CPU.
+    """
+    if needs.feedback == "wins" and rolled.opponents is not None:
+        return Feedback(wins_KBG=_wins_against(oracle, rolled.prompts, rolled.responses, rolled.opponents)[None])
+    prefs_BGG = preference_matrix(oracle, rolled.prompts, rolled.responses)
+    if needs.feedback != "wins":
+        return Feedback(prefs_KBGG=prefs_BGG[None])
+    if rolled.opponent_weights_BG is not None:
+        wins_BG = torch.einsum("bij,bj->bi", prefs_BGG, rolled.opponent_weights_BG.cpu())
+    else:
+        weights_BG = None if rolled.weights_BG is None else rolled.weights_BG.cpu()
+        wins_BG = group_wins(prefs_BGG, rolled.completions.valid_BG.cpu(), weights_BG)
+    return Feedback(wins_KBG=wins_BG[None])
+
+
+def _wins_against(
+    oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]], opponents: Sequence[Sequence[str]]
+) -> Tensor:
+    """Mean probability [B, G] that a response beats the opponent's; a response meets all of its prompt's opponents."""
+    questions = [
+        (prompt, response, rival)
+        for prompt, group, rivals in zip(prompts, responses, opponents, strict=True)
+        for response in group
+        for rival in rivals
+    ]
+    left_right = list(zip(*questions, strict=True))
+    answers_N = ask(oracle, *left_right)
+    return answers_N.reshape(len(prompts), len(responses[0]), len(opponents[0])).mean(-1)
+
+
+def annotate(
+    completions: Completions,
+    feedback: Feedback,
+    anchors: AnchorSet,
+    needs: Needs,
+    *,
+    weights_BG: Tensor | None,
+    row_weight_B: Tensor,
+) -> Annotated:
+    """Add the anchors' log-probs."""
+    scores = anchors.score(completions)
+    device = completions.input_ids_BGT.device
+    return Annotated(
+        completions=completions,
+        feedback=feedback.to(device),
+        weights_BG=None if weights_BG is None else weights_BG.to(device),
+        anchors={name: scored.logps_BG for name, scored in scores.items()},
+        token_anchors={name: scored.token_logps_BGT for name, scored in scores.items()} if needs.per_token else {},
+        row_weight_B=row_weight_B.to(device),
+    )

@@ -1,0 +1,571 @@
+"""The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from alignment.anchors import AnchorSet
+from alignment.arguments import AlignmentArguments
+from alignment.data import Batch, EncodedRow, Row, collate, encode_rows, prompt_text, stop_token_ids
+from alignment.errors import UserError
+from alignment.functional import preference_metrics
+from alignment.methods import build_method
+from alignment.optim import ExtraGradient
+from alignment.oracles import ask, preference_matrix
+from alignment.policies import CausalLMPolicy, score
+from alignment.stages import Annotated, annotate, check_needs, judge, probabilities, prompts_only, rollout
+from alignment.types import Feedback, FeedbackKind, LossInputs, LossOutput, Method, Needs, Oracle
+
+_STATE_FILE = "alignment_state.pt"
+
+
+class PreferenceTrainer(Trainer):
+    """Trains any method: the card says what the loss needs, and this loop supplies it.
+
+    An iteration has as many optimizer steps as the method has stages. ``max_steps``, warm-up, logging, saving and
+    evaluation in ``args`` count iterations; ``state.global_step`` counts optimizer steps.
+
+    Args:
+        model: the policy.
+        ref_model: the reference; ``None`` means the start of training (with LoRA: the base model, adapter disabled).
+        args: training, sampling and length limits.
+        train_dataset: canonical rows, encoded or not; prompts alone suffice where the method samples.
+        eval_dataset: rows held out, or ``None``.
+        processing_class: the tokenizer.
+        oracle: who judges samples; required where the method samples.
+        peft_config: makes the policy a LoRA adapter.
+        method: a built method, or a recipe's ``method:`` block; a facade has its own.
+        method_options: options of a facade's method.
+        callbacks: of transformers.
+        optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
+
+    Raises:
+        UserError: if the method's needs are not met; nothing has been trained then.
+    """
+
+    method_name: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        args: AlignmentArguments | None = None,
+        train_dataset: Sequence[Row] | Sequence[EncodedRow] = (),
+        eval_dataset: Sequence[Row] | Sequence[EncodedRow] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        oracle: Oracle | None = None,
+        peft_config: PeftConfig | None = None,
+        method: Method | Mapping[str, Any] | None = None,
+        method_options: Mapping[str, Any] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
+    ) -> None:
+        self.method = self._resolve_method(method, method_options)
+        self.needs = self.method.needs
+        check_needs(self.needs)
+        self.oracle = oracle
+        if processing_class is None:
+            raise UserError("expected processing_class=tokenizer, got None")
+        if self.is_online and oracle is None:
+            raise UserError(
+                "the method samples from the policy and needs an oracle that answers on fresh samples, got None"
+            )
+        args = AlignmentArguments(output_dir="runs/trainer") if args is None else args
+        self.sampling = args.sampling()
+        self._stop_token_ids = stop_token_ids(processing_class)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        train_rows = self._encode(train_dataset, processing_class, args)
+        _check_feedback(train_rows, self.needs)
+        super().__init__(
+            model=model,
+            args=_count_stages(args, self.needs.stages),
+            data_collator=_Collator(processing_class.pad_token_id),
+            train_dataset=_Rows(train_rows),
+            eval_dataset=_Rows(self._encode(eval_dataset, processing_class, args)) if eval_dataset else None,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = False
+        self.anchors = AnchorSet(self.needs, self.model, ref_model)
+        for name in self.anchors.names:
+            with self.anchors.model(name) as module:
+                module.to(self.args.device)
+        self.add_callback(_WholeIterations(self.needs.stages))
+        self.add_callback(_AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
+        # The last stage: the first batch begins an iteration.
+        self._stage = self.needs.stages - 1
+        self._metrics: dict[str, tuple[float, float]] = {}
+
+    @property
+    def is_online(self) -> bool:
+        """Whether responses are sampled from the policy while it trains."""
+        return self.needs.sampler != "dataset"
+
+    def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
+        if self.method_name is not None:
+            if method is not None:
+                raise UserError(f"{type(self).__name__} has its own method; give its options in method_options")
+            return build_method({"name": self.method_name, **(options or {})})
+        if options is not None:
+            raise UserError("method_options belong to a facade; give PreferenceTrainer a whole method block")
+        if method is None:
+            raise UserError("expected method={'name': ..., ...}, got None")
+        return build_method(method) if isinstance(method, Mapping) else method
+
+    def _encode(
+        self, rows: Sequence[Row] | Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase, args: AlignmentArguments
+    ) -> tuple[EncodedRow, ...]:
+        encoded = tuple(row for row in rows if isinstance(row, EncodedRow))
+        if len(encoded) == len(rows):
+            return encoded
+        plain = tuple(row for row in rows if isinstance(row, Row))
+        return encode_rows(
+            rows_to_encode(plain, args) if self.is_online else plain,
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_completion_length=args.max_new_tokens if self.is_online else args.max_completion_length,
+        ).rows
+
+    # Batches ---------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
+        if self.needs.stages == 1:
+            return super()._get_train_sampler(train_dataset)
+        chunk = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        assert isinstance(self.train_dataset, _Rows)
+        return StagedSampler(
+            self.train_dataset.rows,
+            chunk=chunk,
+            stages=self.needs.stages,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Batch]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """All micro-batches of one optimizer step: fetched, sampled, judged and annotated before the first gradient.
+
+        Returns:
+            The annotated micro-batches, and the total weight of their prompts on all ranks.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._stage = (self._stage + 1) % self.needs.stages
+        generator = torch.Generator().manual_seed(self._sample_seed())
+        annotated = [self._annotate(inputs["batch"], generator) for inputs in batches]
+        if self.needs.stages > 1:
+            wrapper = self._extragradient()
+            wrapper.stage = self._stage
+            if self._stage > 0:
+                # Opponents came from the look-ahead point; the gradient is taken where the iteration started.
+                wrapper.rewind()
+        total = torch.stack([self._weights(item).sum() for item in annotated]).sum()
+        total = self.accelerator.reduce(total, reduction="sum")
+        inputs = [{"input_ids": item.completions.input_ids_BGT, "annotated": item} for item in annotated]
+        return inputs, total
+
+    def _sample_seed(self) -> int:
+        """Another seed for every run, step and rank; a function of them, so that a resumed run samples the same."""
+        return (self.args.seed * 1_000_003 + self.state.global_step) * 65_537 + self.args.process_index
+
+    def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
+        if not self.is_online:
+            return annotate(
+                batch.completions,
+                _blanks_filled(batch, self.needs.feedback),
+                self.anchors,
+                self.needs,
+                weights_BG=None,
+                row_weight_B=batch.row_weight_B,
+            )
+        assert self.oracle is not None
+        rolled = rollout(
+            batch,
+            needs=self.needs,
+            sampling=self.sampling,
+            make_policy=self._make_policy,
+            policy_of=self.anchors.model,
+            generator=generator,
+        )
+        feedback = judge(rolled, self.oracle, self.needs)
+        return annotate(
+            rolled.completions,
+            feedback,
+            self.anchors,
+            self.needs,
+            weights_BG=rolled.weights_BG,
+            row_weight_B=batch.row_weight_B,
+        )
+
+    def _make_policy(self, module: nn.Module, temperature: float) -> CausalLMPolicy:
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        return CausalLMPolicy(
+            module,
+            self.processing_class,
+            stop_token_ids=self._stop_token_ids,
+            temperature=temperature,
+            max_new_tokens=self.sampling.max_new_tokens,
+            top_k=self.sampling.top_k,
+        )
+
+    # Loss ------------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """This micro-batch's share of ``sum(weight_B loss_B) / sum(weight_B)`` over the effective batch of all ranks.
+
+        Scaled so that Trainer's division by accumulation steps and the averaging of gradients over ranks give exactly
+        that quotient.
+        """
+        assert not return_outputs and num_items_in_batch is not None
+        annotated: Annotated = inputs["annotated"]
+        x, output = self._forward(model, annotated)
+        weights_B = output.weight_B * annotated.row_weight_B
+        self._record("train", x, output, weights_B)
+        scale = self.current_gradient_accumulation_steps * self.args.world_size
+        # An effective batch without a usable comparison has loss 0, not 0 / 0.
+        total = torch.as_tensor(num_items_in_batch).clamp(min=torch.finfo(torch.float32).tiny)
+        return (weights_B * output.loss_B).sum() * scale / total
+
+    def _forward(self, model: nn.Module, annotated: Annotated) -> tuple[LossInputs, LossOutput]:
+        scores = score(model, annotated.completions, confidence=self.needs.confidence)
+        is_token_level = self.needs.per_token or self.needs.confidence
+        x = LossInputs(
+            logps_BG=scores.logps_BG,
+            lengths_BG=annotated.completions.lengths_BG,
+            valid_BG=annotated.completions.valid_BG,
+            feedback=annotated.feedback,
+            weights_BG=annotated.weights_BG,
+            anchors=annotated.anchors,
+            token_logps_BGT=scores.token_logps_BGT if is_token_level else None,
+            token_mask_BGT=scores.token_mask_BGT if is_token_level else None,
+            token_anchors=annotated.token_anchors,
+            token_excess_BGT=scores.token_excess_BGT,
+            batch_mean=self._batch_mean,
+        )
+        return x, self.method.loss(x)
+
+    def _batch_mean(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor.detach(), reduction="mean")
+
+    def _weights(self, annotated: Annotated) -> Tensor:
+        """What each prompt counts for; it depends on feedback and masks only, so zeros stand for log-probs."""
+        zeros_BG = torch.zeros(annotated.completions.valid_BG.shape, device=annotated.completions.valid_BG.device)
+        zeros_BGT = torch.zeros_like(annotated.completions.completion_mask_BGT, dtype=zeros_BG.dtype)
+        x = LossInputs(
+            logps_BG=zeros_BG,
+            lengths_BG=annotated.completions.lengths_BG,
+            valid_BG=annotated.completions.valid_BG,
+            feedback=annotated.feedback,
+            weights_BG=annotated.weights_BG,
+            anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BG),
+            token_logps_BGT=zeros_BGT,
+            token_mask_BGT=annotated.completions.completion_mask_BGT,
+            token_anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BGT),
+            token_excess_BGT=zeros_BGT if self.needs.confidence else None,
+        )
+        with torch.no_grad():
+            return self.method.loss(x).weight_B * annotated.row_weight_B
+
+    # Optimizer -------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
+        # Older releases take no argument.
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
+            self.optimizer = ExtraGradient(optimizer)
+        return self.optimizer
+
+    def _extragradient(self) -> ExtraGradient:
+        """Our wrapper inside whatever Accelerate made of the optimizer."""
+        optimizer = self.optimizer
+        while not isinstance(optimizer, ExtraGradient):
+            inner = vars(optimizer).get("optimizer")
+            if inner is None:
+                raise UserError(
+                    f"the method has two stages, but the launch replaced the extragradient optimizer by "
+                    f"{type(optimizer).__name__}; with DeepSpeed offload set zero_force_ds_cpu_optimizer: false"
+                )
+            optimizer = inner
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The scheduler that ``args`` describe; both stages of an iteration have the same learning rate."""
+        stages = self.needs.stages
+        if stages == 1 or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps // stages, optimizer)
+        if not isinstance(scheduler, LambdaLR):
+            raise UserError(
+                f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for a "
+                f"method with {stages} stages, got {type(scheduler).__name__}"
+            )
+        scheduler.lr_lambdas = [_per_iteration(function, stages) for function in scheduler.lr_lambdas]
+        return scheduler
+
+    # Log, evaluate, save ---------------------------------------------------------------------------------------------
+
+    def _record(self, split: str, x: LossInputs, output: LossOutput, weights_B: Tensor) -> None:
+        values = {"loss": output.loss_B.detach(), **preference_metrics(x), **output.metrics}
+        for name, value_B in values.items():
+            total, weight = self._metrics.get(f"{split}_{name}", (0.0, 0.0))
+            counted = weights_B * ~value_B.isnan()
+            self._metrics[f"{split}_{name}"] = (
+                total + float((counted * value_B.nan_to_num()).sum()),
+                weight + float(counted.sum()),
+            )
+
+    def _take_metrics(self, split: str) -> dict[str, float]:
+        """Weighted means since the last call, over all ranks."""
+        names = sorted(name for name in self._metrics if name.startswith(f"{split}_"))
+        if not names:
+            return {}
+        sums = torch.tensor([self._metrics.pop(name) for name in names], dtype=torch.float32, device=self.args.device)
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        means = (sums[:, 0] / sums[:, 1]).tolist()
+        return {name.removeprefix(f"{split}_"): value for name, value in zip(names, means, strict=True)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the method's metrics, and the iteration, to what Trainer logs."""
+        if "loss" in logs:
+            logs = {**self._take_metrics("train"), **logs}
+        logs["iteration"] = self.state.global_step // self.needs.stages
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss and preference metrics on held-out rows; where the method samples, the win rate against the reference.
+
+        Returns:
+            Means over prompts, named with the prefix.
+        """
+        self.model.eval()
+        generator = torch.Generator().manual_seed(self.args.seed)
+        wins: list[Tensor] = []
+        for inputs in self.get_eval_dataloader(eval_dataset):
+            with torch.no_grad():
+                if self.is_online and "ref" in self.anchors.names:
+                    wins.append(self._wins_against_ref(inputs["batch"], generator))
+                annotated = self._annotate(inputs["batch"], generator)
+                x, output = self._forward(self.model, annotated)
+                self._record("eval", x, output, output.weight_B * annotated.row_weight_B)
+        metrics = self._take_metrics("eval")
+        if wins:
+            metrics["win_rate_vs_ref"] = float(self.accelerator.gather(torch.cat(wins)).mean())
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.model.train()
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _wins_against_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Win probability [B] of one response of the policy against one of the reference, both at temperature 1."""
+        assert self.oracle is not None
+        prompts = [prompt_text(row) for row in batch.rows]
+        if self.sampling.engine == "enumerate":
+            return self._exact_wins_against_ref(batch, prompts)
+        bare = prompts_only(batch)
+        texts = []
+        for name in ("policy", "ref"):
+            with self.anchors.model(name) as module:
+                policy = self._make_policy(module, 1.0)
+                answers = policy.sample(bare, num_completions=1, generator=generator)
+                texts.append([group[0] for group in policy.texts(answers)])
+        return ask(self.oracle, prompts, *texts).float().to(self.args.device)
+
+    def _exact_wins_against_ref(self, batch: Batch, prompts: list[str]) -> Tensor:
+        assert self.oracle is not None
+        prefs_BGG = preference_matrix(self.oracle, prompts, [list(row.responses) for row in batch.rows])
+        policy_BG, ref_BG = (
+            probabilities(batch.completions, self.anchors.model, name, 1.0).cpu() for name in ("policy", "ref")
+        )
+        return torch.einsum("bi,bij,bj->b", policy_BG, prefs_BGG, ref_BG).float().to(self.args.device)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: Trainer's rule of thumb knows neither groups nor rollouts."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self._stage == self.needs.stages - 1, "checkpoints are taken after the last stage of an iteration"
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            torch.save(self.anchors.state_dict(), folder / _STATE_FILE)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
+        """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise UserError(f"no checkpoint to resume from in {self.args.output_dir}")
+        if resume_from_checkpoint:
+            state = torch.load(Path(str(resume_from_checkpoint)) / _STATE_FILE, map_location=self.args.device)
+            self.anchors.load_state_dict(state)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **trainer_options)
+
+
+def rows_to_encode(rows: Sequence[Row], args: AlignmentArguments) -> tuple[Row, ...]:
+    """Prompts alone where the policy samples, with the response set where it is enumerated.
+
+    What the file holds besides prompts is not what the policy says, so it is left out.
+    """
+    responses = tuple(args.responses or ()) if args.engine == "enumerate" else ()
+    return tuple(Row(prompt=row.prompt, responses=responses, weight=row.weight, source=row.source) for row in rows)
+
+
+class StagedSampler(Sampler[int]):
+    """Shuffled indices in chunks of one effective batch; each chunk comes once per stage, so stages share prompts.
+
+    Rows that do not fill the last chunk of an epoch are left for the next shuffle.
+
+    Args:
+        dataset: its length counts.
+        chunk: rows of an effective batch, over accumulation and ranks.
+        stages: gradient evaluations per iteration.
+        seed: of the shuffle.
+        epoch: gives the current epoch, so that a resumed run shuffles alike.
+
+    Raises:
+        UserError: if there are fewer rows than one effective batch.
+    """
+
+    def __init__(
+        self, dataset: Sequence[EncodedRow], *, chunk: int, stages: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        if len(dataset) < chunk:
+            raise UserError(f"expected at least {chunk} prompts, one effective batch, got {len(dataset)}")
+        self.num_rows, self.chunk, self.stages, self.seed, self.epoch = len(dataset), chunk, stages, seed, epoch
+
+    def __len__(self) -> int:
+        return self.num_rows // self.chunk * self.chunk * self.stages
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        order = torch.randperm(self.num_rows, generator=generator).tolist()
+        for start in range(0, self.num_rows - self.chunk + 1, self.chunk):
+            for _ in range(self.stages):
+                yield from order[start : start + self.chunk]
+
+
+class _Rows(Dataset[EncodedRow]):
+    """Encoded rows as a map-style data set."""
+
+    def __init__(self, rows: Sequence[EncodedRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        return self.rows[index]
+
+
+class _Collator:
+    """Wraps the batch in a dictionary, which is what Trainer and Accelerate pass around."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Batch]:
+        return {"batch": collate(rows, pad_token_id=self.pad_token_id)}
+
+
+class _AdvanceAnchors(TrainerCallback):
+    """Moves slow targets after every ``inner_steps`` iterations, before a checkpoint of that step is written."""
+
+    def __init__(self, anchors: AnchorSet, *, steps_between: int) -> None:
+        self.anchors, self.steps_between = anchors, steps_between
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.steps_between == 0:
+            self.anchors.advance()
+
+
+class _WholeIterations(TrainerCallback):
+    """Rounds intervals given as fractions of a run up to whole iterations: a policy between stages is not one."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.logging_steps = self._rounded(state.logging_steps)
+        state.eval_steps = self._rounded(state.eval_steps)
+        state.save_steps = self._rounded(state.save_steps)
+
+    def _rounded(self, steps: float | None) -> int | None:
+        return None if steps is None else math.ceil(steps / self.stages) * self.stages
+
+
+def _check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
+    """A data set read by its feedback must hold some; single rows without it count for nothing."""
+    if needs.sampler != "dataset":
+        return
+    what, found = (
+        ("scores", any(item.row.scores is not None for item in rows))
+        if needs.feedback == "scores"
+        else ("comparisons", any(item.row.comparisons for item in rows))
+    )
+    if not found:
+        raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")
+
+
+def _blanks_filled(batch: Batch, kind: FeedbackKind) -> Feedback:
+    """The batch's feedback, ``nan`` (not asked) where none of its rows has any, as in a small batch may happen."""
+    feedback = batch.feedback
+    nothing_BG = torch.full(batch.completions.valid_BG.shape, torch.nan, device=batch.completions.valid_BG.device)
+    if kind == "scores" and feedback.scores_KBG is None:
+        return replace(feedback, scores_KBG=nothing_BG[None])
+    if kind != "scores" and feedback.prefs_KBGG is None:
+        return replace(feedback, prefs_KBGG=nothing_BG[None, :, :, None].repeat(1, 1, 1, nothing_BG.shape[1]))
+    return feedback
+
+
+def _per_iteration(function: Callable[[int], float], stages: int) -> Callable[[int], float]:
+    """A schedule of optimizer steps read at iterations. A plain function, which schedulers leave out of checkpoints."""
+    return lambda step: function(step // stages)
+
+
+def _count_stages(args: AlignmentArguments, stages: int) -> AlignmentArguments:
+    """A copy whose counts are optimizer steps instead of iterations. Fractions below 1 and "not set" stay.
+
+    Warm-up stays as well: the scheduler is built for iterations.
+    """
+    args = copy.copy(args)
+    for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"):
+        value = vars(args)[name]
+        if value is not None and value >= 1:
+            setattr(args, name, value * stages)
+    return args

@@ -1,0 +1,98 @@
+"""Every shipped recipe loads strictly, says how it is run, and gives its numbers a source."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignment.config import load_recipe, recipes_folder, shipped_recipes
+from alignment.config.parsing import read_mapping
+
+FOLDER = recipes_folder()
+RECIPES = [path.as_posix() for path in shipped_recipes()]
+VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES")
+
+
+@pytest.fixture(autouse=True)
+def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"somewhere-{name.lower()}")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_loads_without_a_note(name: str) -> None:
+    assert load_recipe(FOLDER / name).notes == ()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_opens_with_its_command_and_its_device(name: str) -> None:
+    command, measured, *_ = (FOLDER / name).read_text().splitlines()
+    assert command.startswith("# ")
+    assert command.endswith(f"alignment train recipes/{name}")
+    assert measured.startswith("# ")
+    assert "CPU" in measured or "GPU" in measured
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_folder_is_its_method(name: str) -> None:
+    path = Path(name)
+    place = path.stem if path.parts[0] == "quickstart" else path.parts[0]
+    assert load_recipe(FOLDER / name).recipe.method["name"] == place
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_hyper_parameter_has_a_source(name: str) -> None:
+    """Options of the method, the learning rate and the sampler's settings carry a comment on their own line."""
+    tree = read_mapping(FOLDER / name)
+    tuned = {*tree["method"], "learning_rate", *tree.get("sampling", {}), *tree.get("sampling", {}).get("opponent", {})}
+    for line in (FOLDER / name).read_text().splitlines():
+        key, colon, value = line.strip().partition(":")
+        if colon and key in tuned - {"name", "opponent", "max_new_tokens"}:
+            assert "#" in value, f"{name}: '{key}' has no source"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_runs_do_not_share_a_folder(name: str) -> None:
+    folders = [load_recipe(FOLDER / other).recipe.output_dir for other in RECIPES]
+    assert folders.count(load_recipe(FOLDER / name).recipe.output_dir) == 1
+
+
+def test_the_readme_lists_every_recipe_and_every_key() -> None:
+    text = (FOLDER / "README.md").read_text()
+    missing = [name for name in RECIPES if f"]({name})" not in text]
+    assert not missing
+    schema = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    from alignment.config.schema import schema_keys
+
+    def paths(tree: dict, prefix: str = "") -> set[str]:
+        nested = [paths(value, f"{prefix}{key}.") for key, value in tree.items() if isinstance(value, dict)]
+        return {prefix + key for key in tree}.union(*nested)
+
+    # `prompts` takes the keys of `preferences`, which the text says once.
+    expected = {key for key in schema_keys() if not key.startswith("data.prompts.")}
+    assert expected <= paths(schema)
+
+
+def test_the_pairs_of_the_quickstart_are_sound() -> None:
+    rows = [json.loads(line) for line in (FOLDER / "quickstart" / "pairs.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 120
+    assert all(row.keys() == {"prompt", "chosen", "rejected"} and row["chosen"] != row["rejected"] for row in rows)
+    # Length alone must not tell the two apart, or the example would teach brevity and nothing else.
+    shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in rows)
+    assert 0.35 < shorter / len(rows) < 0.65
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launcher_configurations_name_their_command(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith(
+        f"# accelerate launch --config_file recipes/accelerate/{path.name} scripts/train.py recipes/"
+    )
+    assert yaml.safe_load(text)["num_processes"] >= 1
+
+
+def test_the_cpu_launcher_is_of_the_type_that_starts_processes() -> None:
+    """``MULTI_CPU`` silently starts one process (measured with accelerate 1.15)."""
+    config = yaml.safe_load((FOLDER / "accelerate" / "ddp_cpu.yaml").read_text())
+    assert (config["distributed_type"], config["num_processes"]) == ("MULTI_GPU", 2)

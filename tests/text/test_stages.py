@@ -1,0 +1,171 @@
+"""Rollout and judge: whose answers are compared with whose, and which methods are refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignment.data import Batch, Row, Turn, collate, encode_rows
+from alignment.errors import UserError
+from alignment.methods import build_method
+from alignment.oracles import MatrixOracle
+from alignment.stages import Rollout, Sampling, annotate, check_needs, judge, rollout
+from alignment.types import Completions, Feedback, Needs
+from tests.text.symbols import SYMBOLS, symbol_tokenizer
+
+PROMPTS = ("question", "question question")
+WINS = Needs(feedback="wins", sampler="policy", opponent="fresh", schedule="online")
+
+
+def empty_completions(num_prompts: int, num_completions: int) -> Completions:
+    ids_BGT = torch.zeros(num_prompts, num_completions, 2, dtype=torch.int64)
+    mask_BGT = torch.ones_like(ids_BGT, dtype=torch.bool)
+    return Completions(
+        input_ids_BGT=ids_BGT,
+        attention_mask_BGT=mask_BGT,
+        completion_mask_BGT=mask_BGT,
+        valid_BG=mask_BGT[..., 0],
+    )
+
+
+def planted() -> MatrixOracle:
+    """Two prompts with opposite tastes: the first likes red, then green, then blue; the second the reverse."""
+    first_AA = torch.tensor([[0.5, 0.8, 0.9], [0.2, 0.5, 0.7], [0.1, 0.3, 0.5]], dtype=torch.float64)
+    return MatrixOracle(torch.stack([first_AA, first_AA.T]), responses=SYMBOLS, prompts=PROMPTS)
+
+
+def test_each_response_meets_its_own_prompts_opponents_by_its_own_prompts_taste() -> None:
+    """Invariant 8: prompts, responses and opponents all differ, so any mix-up shows.
+
+    By hand: prompt 1, red against blue and green (.9 + .8)/2, green against them (.7 + .5)/2; prompt 2, blue against
+    red twice .9, green against red twice .8.
+    """
+    rolled = Rollout(
+        prompts=PROMPTS,
+        completions=empty_completions(2, 2),
+        responses=[["red", "green"], ["blue", "green"]],
+        opponents=[["blue", "green"], ["red", "red"]],
+    )
+    wins_KBG = judge(rolled, planted(), WINS).wins_KBG
+    assert wins_KBG is not None
+    assert wins_KBG[0].tolist() == [pytest.approx([0.85, 0.6]), pytest.approx([0.9, 0.8])]
+
+
+def test_a_group_is_judged_by_its_own_prompts_taste() -> None:
+    """Preferences inside each group; wins against the group are their means over the others."""
+    rolled = Rollout(
+        prompts=PROMPTS,
+        completions=empty_completions(2, 3),
+        responses=[["red", "green", "blue"], ["red", "blue", "blue"]],
+    )
+    prefs_KBGG = judge(rolled, planted(), Needs(feedback="prefs", sampler="policy")).prefs_KBGG
+    assert prefs_KBGG is not None
+    assert prefs_KBGG[0, 0, 0].tolist() == pytest.approx([0.5, 0.8, 0.9])
+    assert prefs_KBGG[0, 1, 0].tolist() == pytest.approx([0.5, 0.1, 0.1])
+    torch.testing.assert_close(prefs_KBGG + prefs_KBGG.mT, torch.ones_like(prefs_KBGG))
+    wins_KBG = judge(rolled, planted(), Needs(feedback="wins", sampler="policy", opponent="group")).wins_KBG
+    assert wins_KBG is not None
+    assert wins_KBG[0].tolist() == [pytest.approx([0.85, 0.45, 0.2]), pytest.approx([0.1, 0.7, 0.7])]
+
+
+class Fixed:
+    """A policy that always gives the next of its answers, and remembers who asked."""
+
+    def __init__(self, name: str, temperature: float) -> None:
+        self.name, self.temperature = name, temperature
+
+    def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
+        return empty_completions(len(prompts.input_ids_BGT), num_completions)
+
+    def texts(self, completions: Completions) -> list[list[str]]:
+        return [[f"{self.name}@{self.temperature:g}"] * group.shape[0] for group in completions.valid_BG]
+
+
+class Named:
+    """Stands for a module: its name is all that the fixed policy needs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def prompts_batch() -> Batch:
+    rows = [Row(prompt=(Turn("user", prompt),), source=f"t:{i}") for i, prompt in enumerate(PROMPTS)]
+    encoded = encode_rows(rows, symbol_tokenizer(), max_prompt_length=9, max_completion_length=1).rows
+    return collate(encoded, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("opponent", "expected"),
+    [("fresh", "policy@1"), ("target", "target@1"), ("ref", "ref@1"), ("group", None), ("none", None)],
+)
+def test_the_opponent_is_who_the_method_names(opponent: Any, expected: str | None) -> None:
+    """G responses of the policy at the sampler's temperature, J of the opponent at its own."""
+    rolled = rollout(
+        prompts_batch(),
+        needs=Needs(feedback="wins", sampler="policy", opponent=opponent),
+        sampling=Sampling(
+            num_completions=3,
+            temperature=2.0,
+            max_new_tokens=1,
+            engine="transformers",
+            opponent_temperature=1.0,
+            opponent_completions=2,
+        ),
+        make_policy=Fixed,  # type: ignore[arg-type]
+        policy_of=Named,  # type: ignore[arg-type]
+        generator=torch.Generator(),
+    )
+    assert rolled.prompts == PROMPTS
+    assert rolled.responses == [["policy@2"] * 3] * 2
+    assert rolled.opponents == (None if expected is None else [[expected] * 2] * 2)
+    assert rolled.weights_BG is None
+
+
+class Spy:
+    """Anchors whose log-probs are planted."""
+
+    def score(self, completions: Completions) -> dict[str, Any]:
+        shape = completions.valid_BG.shape
+
+        class Scored:
+            logps_BG: Tensor = torch.full(shape, -3.0)
+            token_logps_BGT: Tensor = torch.full((*shape, 2), -1.5)
+
+        return {"ref": Scored, "target": Scored}
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_annotate_adds_every_anchor(per_token: bool) -> None:
+    """Sums always, tokens only where the loss reads them."""
+    annotated = annotate(
+        empty_completions(2, 2),
+        Feedback(wins_KBG=torch.full((1, 2, 2), 0.5)),
+        Spy(),  # type: ignore[arg-type]
+        Needs(feedback="wins", per_token=per_token),
+        weights_BG=None,
+        row_weight_B=torch.ones(2),
+    )
+    assert annotated.anchors.keys() == {"ref", "target"}
+    assert annotated.token_anchors.keys() == ({"ref", "target"} if per_token else set())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"name": "nash_md", "tau": 0.1, "mix": 0.1}, "opponent 'mixture'"),
+        ({"name": "ipo_md", "tau": 0.1, "mix": 0.1}, "sampler 'mixture'"),
+        ({"name": "maxmin", "base": {"name": "spo"}}, "several oracles"),
+        ({"name": "inpo", "tau": 0.1, "eta": 0.3}, "sampler 'prev', the anchor 'prev'"),
+    ],
+)
+def test_methods_that_nobody_can_supply_are_refused(method: dict[str, Any], expected: str) -> None:
+    """They used to train against their own group without a word."""
+    with pytest.raises(UserError, match=f"the method needs .*{expected}"):
+        check_needs(build_method(method).needs)

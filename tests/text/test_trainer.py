@@ -1,0 +1,300 @@
+"""The trainer against TRL, against itself in other batch shapes, and the two stages of extragradient."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from alignment.arguments import AlignmentArguments
+from alignment.data import Comparison, Row, Turn
+from alignment.errors import UserError
+from alignment.oracles import MatrixOracle, RuleOracle
+from alignment.oracles.rules import shorter
+from alignment.tiny import tiny_model, tiny_tokenizer
+from alignment.trainer import PreferenceTrainer
+from alignment.trainers import DPOTrainer, EGPOTrainer, INPOTrainer
+from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_model, symbol_tokenizer
+
+PAIRS = [
+    ("What is the capital of France?", "Paris.", "Some big city or other."),
+    ("How many legs has a spider?", "Eight legs.", "A few, I guess."),
+    ("Name a primary colour.", "Red is one.", "Colours are hard to name, honestly."),
+    ("Is water wet?", "Yes, water is wet.", "Who knows."),
+    ("What follows Monday?", "Tuesday.", "Another day of the week will follow it."),
+    ("Give me a prime number.", "Seven.", "Primes are numbers of a kind."),
+    ("What do bees make?", "Bees make honey.", "Stuff."),
+    ("Where does the sun rise?", "In the east.", "In the sky, of course, up there."),
+]
+
+
+def pair_rows(weights: Sequence[float] = (1.0,) * 8) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            prompt=(Turn("user", prompt),),
+            responses=(chosen, rejected),
+            comparisons=(Comparison(0, 1),),
+            scores=(1.0, 0.0),
+            weight=weight,
+            source=f"pairs:{i + 1}",
+        )
+        for i, ((prompt, chosen, rejected), weight) in enumerate(zip(PAIRS, weights, strict=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer([text for pair in PAIRS for text in pair], vocab_size=300)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return tiny_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2)
+
+
+def arguments(folder: object, **changes: Any) -> AlignmentArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.5,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return AlignmentArguments(**settings | changes)
+
+
+def parameters(model: torch.nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, folder: object, method: dict[str, Any], **changes: Any
+) -> PreferenceTrainer:
+    rows = changes.pop("rows", None) or pair_rows()
+    return PreferenceTrainer(
+        model=model,
+        ref_model=changes.pop("ref_model", None),
+        args=arguments(folder, **changes),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        method=method,
+    )
+
+
+def test_dpo_agrees_with_trl(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and every gradient of the first step equal trl.DPOTrainer's on the same rows, policy and reference apart."""
+    from trl import DPOConfig
+    from trl import DPOTrainer as TRLTrainer
+
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    ref = tiny_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2, seed=1)
+    rows = datasets.Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+            for prompt, chosen, rejected in PAIRS
+        ]
+    )
+    theirs = copy.deepcopy(model)
+    trl_trainer = TRLTrainer(
+        model=theirs,
+        ref_model=copy.deepcopy(ref),
+        args=DPOConfig(
+            output_dir=str(tmp_path),
+            beta=0.3,
+            per_device_train_batch_size=8,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trl_batch = next(iter(trl_trainer.get_train_dataloader()))
+    theirs.zero_grad()
+    trl_loss = trl_trainer.compute_loss(trl_trainer.model, trl_batch)
+    trl_loss.backward()
+
+    trainer = make_trainer(model, tokenizer, tmp_path, {"name": "dpo", "beta": 0.3}, ref_model=ref)
+    loss = first_loss(trainer)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), trl_loss.detach(), rtol=0, atol=1e-5)
+    for (name, mine), (_, other) in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def first_loss(trainer: PreferenceTrainer) -> Tensor:
+    """The loss of the first effective batch, as the loop would take it."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs, total = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    return trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=total)
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "dpo", "beta": 0.3}, {"name": "ipo", "tau": 0.5}, {"name": "lipo", "beta": 0.3}]
+)
+def test_accumulation_equals_the_large_batch(
+    method: dict[str, Any], model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
+    """Invariant 111: 8 prompts at once, and one at a time over 8 micro-batches, give the same parameters.
+
+    Rows weigh differently, and one weighs nothing, so that a mean of means would not pass.
+    """
+    rows = pair_rows(weights=(1.0, 2.0, 0.5, 0.0, 1.0, 3.0, 1.0, 1.0))
+    start, ended = parameters(model), []
+    for batch_size, steps in ((8, 1), (1, 8)):
+        policy = copy.deepcopy(model)
+        make_trainer(
+            policy,
+            tokenizer,
+            tmp_path,
+            method,
+            rows=rows,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            max_steps=2,
+        ).train()
+        ended.append(parameters(policy))
+    assert float((ended[0] - start).abs().max()) > 1e-4
+    torch.testing.assert_close(ended[0], ended[1], rtol=0, atol=2e-6)
+
+
+def enumerated(folder: object, *, name: str = "egpo", **changes: Any) -> PreferenceTrainer:
+    """A trainer on the symbol game with AdamW, all weights, responses enumerated."""
+    game = cyclic_game(tau=0.1)
+    return PreferenceTrainer(
+        model=symbol_model(seed=3),
+        args=arguments(
+            folder,
+            **{
+                "optim": "adamw_torch",
+                "learning_rate": 1e-2,
+                "engine": "enumerate",
+                "responses": list(SYMBOLS),
+                "max_new_tokens": 1,
+                "per_device_train_batch_size": 2,
+                "max_steps": 4,
+            }
+            | changes,
+        ),
+        train_dataset=question_rows(8),
+        processing_class=symbol_tokenizer(),
+        oracle=MatrixOracle(game.prefs_XAA, responses=SYMBOLS),
+        method={"name": name, "tau": 0.1, **({"eta": 0.5, "decay": 0.5} if name == "nash_mp" else {})},
+    )
+
+
+def test_the_second_stage_starts_where_the_first_did(tmp_path: object) -> None:
+    """Invariant 41: when the loss of stage 1 is computed, weights and moments are bit-identical to those of stage 0."""
+    seen: list[tuple[int, Tensor, list[Tensor]]] = []
+
+    class Watched(PreferenceTrainer):
+        def compute_loss(self, *arguments: Any, **options: Any) -> Tensor:
+            moments = [
+                value.clone()
+                for state in self._extragradient().inner.state.values()
+                for value in state.values()
+                if isinstance(value, Tensor)
+            ]
+            seen.append((self._stage, parameters(self.model), moments))
+            return super().compute_loss(*arguments, **options)
+
+    trainer = enumerated(tmp_path)
+    trainer.__class__ = Watched
+    trainer.train()
+    assert [stage for stage, _, _ in seen] == [0, 1] * 4
+    for (_, first, first_moments), (_, second, second_moments) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(first, second)
+        assert len(first_moments) == len(second_moments)
+        assert all(torch.equal(a, b) for a, b in zip(first_moments, second_moments, strict=True))
+    assert not torch.equal(seen[0][1], seen[2][1])
+
+
+def test_counts_are_iterations(tmp_path: object) -> None:
+    """Steps, warm-up and the learning rate count iterations; both stages share rate and prompts."""
+    rates: list[float] = []
+    prompts: list[tuple[str, ...]] = []
+
+    class Watched(PreferenceTrainer):
+        def _annotate(self, batch: Any, generator: Any) -> Any:
+            prompts.append(tuple(row.source for row in batch.rows))
+            rates.append(self._get_learning_rate())
+            return super()._annotate(batch, generator)
+
+    trainer = enumerated(tmp_path, lr_scheduler_type="linear", warmup_steps=2)
+    trainer.__class__ = Watched
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert rates[::2] == rates[1::2] == pytest.approx([0.0, 0.005, 0.01, 0.005])
+    assert prompts[::2] == prompts[1::2] and len(set(prompts)) == 4
+
+
+@pytest.mark.parametrize("name", ["egpo", "nash_mp"])
+def test_resumed_equals_uninterrupted(name: str, tmp_path: Any) -> None:
+    """A run of four iterations, and one of two resumed for two more, end alike; slow targets resume as well."""
+    whole = enumerated(tmp_path / "whole", name=name)
+    whole.train()
+    half = enumerated(tmp_path / "half", name=name, save_strategy="steps", save_steps=2)
+    half.train()
+    checkpoint = tmp_path / "half" / f"checkpoint-{2 * half.needs.stages}"
+    resumed = enumerated(tmp_path / "half", name=name)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), rtol=0, atol=1e-6)
+
+
+def test_sampled_rollouts_raise_the_win_rate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
+    """EGPO from samples of a tiny model and a rule: runs, evaluates, and never trains on the answers in the file."""
+    trainer = EGPOTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=2, max_new_tokens=8, optim="adamw_torch", learning_rate=1e-3),
+        train_dataset=pair_rows(),
+        eval_dataset=pair_rows(),
+        processing_class=tokenizer,
+        oracle=RuleOracle(shorter),
+        method_options={"tau": 0.1},
+    )
+    assert all(row.completion_ids == () for row in trainer.train_dataset)
+    before = trainer.evaluate()
+    assert 0.0 <= before["eval_win_rate_vs_ref"] <= 1.0
+    start = parameters(model)
+    trainer.train()
+    assert not torch.equal(parameters(model), start)
+
+
+def test_mistakes_are_named_before_training(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
+    """What is missing is said in one line."""
+    common = {"model": model, "args": arguments(tmp_path), "train_dataset": pair_rows()}
+    with pytest.raises(UserError, match="processing_class"):
+        DPOTrainer(**common, method_options={"beta": 0.1})
+    with pytest.raises(UserError, match="needs an oracle"):
+        EGPOTrainer(**common, processing_class=tokenizer, method_options={"tau": 0.1})
+    with pytest.raises(UserError, match="method_options"):
+        PreferenceTrainer(**common, processing_class=tokenizer, method={"name": "dpo", "beta": 0.1}, method_options={})
+    with pytest.raises(UserError, match="anchor 'prev'"):
+        INPOTrainer(
+            **common,
+            processing_class=tokenizer,
+            oracle=RuleOracle(shorter),
+            method_options={"tau": 0.1, "eta": 0.3},
+        )
