@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from alignment.errors import UserError
 from alignment.policies import Scores, score
-from alignment.types import Behaviour, Completions, Ema, Frozen, Needs
+from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Previous
 
 
 class AnchorSet:
     """Frozen policies by name.
 
     The reference is ``ref_model`` where one is given, the base model with its adapter disabled where the policy is a
-    LoRA adapter, and a frozen copy of the start otherwise. A slow target is a copy of the policy. The behaviour policy
-    is the policy itself at the time when it sampled: log-probs are taken before its next step.
+    LoRA adapter, and a frozen copy of the start otherwise. The previous policy, and in the first round all past ones,
+    is the start of training; where the reference is that too, they share one module and one forward. A slow target is a
+    copy of the policy. The behaviour policy is the policy itself at the time when it sampled: log-probs are taken
+    before its next step.
 
     Args:
         needs: which anchors the loss reads.
@@ -32,6 +34,7 @@ class AnchorSet:
 
     def __init__(self, needs: Needs, model: nn.Module, ref_model: nn.Module | None = None) -> None:
         self._policy = model
+        self._start: nn.Module | None = None
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
         self._copies: dict[str, nn.Module] = {}
         self._decays: dict[str, float] = {}
@@ -44,12 +47,20 @@ class AnchorSet:
                 if ref_model is not None:
                     self._copies[spec.name] = ref_model.eval().requires_grad_(False)
                 elif not isinstance(model, PeftModel):
-                    self._copies[spec.name] = _frozen_copy(model)
+                    self._copies[spec.name] = self._frozen_start()
+            elif isinstance(spec, Previous | Past):
+                if not _is_base(model):
+                    self._copies |= dict.fromkeys(spec.columns(), self._frozen_start())
             elif not isinstance(spec, Behaviour):
                 raise UserError(
                     f"anchor '{spec.name}': expected a frozen or slowly moving policy, got {type(spec).__name__}"
                 )
-            self.names += (spec.name,)
+            self.names += spec.columns()
+
+    def _frozen_start(self) -> nn.Module:
+        if self._start is None:
+            self._start = _frozen_copy(self._policy)
+        return self._start
 
     @contextmanager
     def model(self, name: str) -> Iterator[nn.Module]:
@@ -70,11 +81,15 @@ class AnchorSet:
 
     @torch.no_grad()
     def score(self, completions: Completions) -> dict[str, Scores]:
-        """Log-probs of the completions under every anchor."""
-        scores = {}
+        """Log-probs of the completions under every anchor; names that stand for the same policy share a forward."""
+        scores: dict[str, Scores] = {}
+        scored: dict[object, Scores] = {}
         for name in self.names:
-            with self.model(name) as module:
-                scores[name] = score(module, completions)
+            policy = self._copies.get(name, "behaviour" if name in self._behaviour else "base")
+            if policy not in scored:
+                with self.model(name) as module:
+                    scored[policy] = score(module, completions)
+            scores[name] = scored[policy]
         return scores
 
     @torch.no_grad()
@@ -93,6 +108,13 @@ class AnchorSet:
         """Load the slow targets."""
         for name, weights in state.items():
             self._copies[name].load_state_dict(weights)
+
+
+def _is_base(model: nn.Module) -> bool:
+    """Whether the policy is its base model with an adapter that does nothing yet, as LoRA's is at the start."""
+    return isinstance(model, PeftModel) and not any(
+        bool(parameter.any()) for name, parameter in model.named_parameters() if "lora_B" in name
+    )
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -131,19 +131,34 @@ def preference_metrics(x: LossInputs) -> dict[str, Tensor]:
 
     ``accuracy``: probability that the chosen response of a labelled pair has the larger log-ratio to ``ref`` (the
     larger log-prob where the loss has no ``ref``), ties half; ``margin``: mean difference of those, in nats;
-    ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats. A prompt without a comparison has ``nan``.
+    ``accuracy_of_shorter``: the accuracy on pairs whose chosen response has fewer tokens; ``accuracy_absolute``:
+    probability that the chosen response has the larger log-prob; ``undesirable``: share of pairs in the undesirable set
+    of arXiv 2605.20834, ``delta_ref < delta < 0`` with delta = log pi(chosen) - log pi(rejected): the loss fell, and
+    the rejected response is still the likelier one; ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats;
+    ``length_difference``: chosen minus rejected, in tokens. A prompt without such a comparison has ``nan``.
     """
     if x.feedback.prefs_KBGG is None or x.feedback.prefs_KBGG.shape[0] != 1:
         return {}
     wins_BGG, weight_B = comparison_weights(x)
     logps_BG = x.logps_BG.detach()
-    advantages_BGG = differences(logps_BG - x.anchor("ref") if "ref" in x.anchors else logps_BG)
+    has_ref = "ref" in x.anchors
+    advantages_BGG = differences(logps_BG - x.anchor("ref") if has_ref else logps_BG)
+    is_ahead_BGG = 0.5 + 0.5 * advantages_BGG.sign()
+    longer_BGG = differences(x.lengths_BG.to(logps_BG.dtype))
+    shorter_BGG = wins_BGG * (longer_BGG < 0)
     values = {
-        "accuracy": (wins_BGG * (0.5 + 0.5 * advantages_BGG.sign())).sum((1, 2)),
+        "accuracy": (wins_BGG * is_ahead_BGG).sum((1, 2)),
+        # 0 / 0 is nan: a prompt whose chosen responses are the longer ones has nothing to say.
+        "accuracy_of_shorter": (shorter_BGG * is_ahead_BGG).sum((1, 2)) / shorter_BGG.sum((1, 2)),
         "margin": (wins_BGG * advantages_BGG).sum((1, 2)),
         "chosen_logps": (wins_BGG.sum(2) * logps_BG).sum(1),
         "rejected_logps": (wins_BGG.sum(1) * logps_BG).sum(1),
+        "length_difference": (wins_BGG * longer_BGG).sum((1, 2)),
     }
+    if has_ref:
+        delta_BGG, delta_ref_BGG = differences(logps_BG), differences(x.anchor("ref"))
+        values["accuracy_absolute"] = (wins_BGG * (0.5 + 0.5 * delta_BGG.sign())).sum((1, 2))
+        values["undesirable"] = (wins_BGG * ((delta_ref_BGG < delta_BGG) & (delta_BGG < 0))).sum((1, 2))
     return {name: torch.where(weight_B > 0, value_B, torch.nan) for name, value_B in values.items()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import torch
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.table import Table
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -25,11 +28,18 @@ from transformers import (
 import alignment
 from alignment.config import DataSource, LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows, read_rows, split_rows
+from alignment.diagnosis import known_failures
 from alignment.errors import UserError
+from alignment.model_card import model_card
 from alignment.oracles import build_oracle
 from alignment.tiny import tiny_model, tiny_tokenizer
-from alignment.trainer import PreferenceTrainer, rows_to_encode
+from alignment.trainer import PreferenceTrainer, last_checkpoint, rows_to_encode
+from alignment.types import Method
 
+_ROUND_FROM_DATA = (
+    "note: this round takes its responses from a data set. The theory of '{name}' is about i.i.d. samples of the "
+    "policy at the start of the round; other responses have another minimiser"
+)
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
@@ -69,16 +79,16 @@ def run(recipe: Recipe) -> RunResult:
     set_seed(recipe.seed)
     train_rows, eval_rows = _read(recipe, console)
     model, tokenizer = _load_policy(recipe.policy, train_rows, seed=recipe.seed)
-    samples = method.needs.sampler != "dataset"
+    if method.needs.sampler == "prev":
+        console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]), markup=False, highlight=False)
     train_set, eval_set = (
-        _encode(
-            "held-out" if i else "training", rows_to_encode(rows, args) if samples else rows, tokenizer, recipe, console
-        )
-        for i, rows in enumerate((train_rows, eval_rows))
+        _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
+        for name, rows in (("training", train_rows), ("held-out", eval_rows))
     )
     folder = Path(recipe.output_dir)
+    checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if is_first:
-        _write_header(folder, recipe)
+        _write_header(folder, recipe, checkpoint)
     trainer = PreferenceTrainer(
         model=model,
         ref_model=_load_model(recipe.policy.ref_model, recipe.policy) if recipe.policy.ref_model else None,
@@ -89,18 +99,27 @@ def run(recipe: Recipe) -> RunResult:
         oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
         peft_config=None if recipe.policy.lora is None else _lora_config(recipe.policy.lora),
         method=method,
-        callbacks=[_MetricsFile(folder / "metrics.jsonl")],
+        callbacks=[_MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
     before = trainer.evaluate() if eval_set else {}
-    trainer.train()
+    if checkpoint is not None:
+        console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     after = trainer.evaluate() if eval_set else {}
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))
+    before, after = _without_prefix(before), _without_prefix(after)
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
     if is_first:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        (model_folder / "README.md").write_text(_model_card(recipe, method, result))
         _print_summary(result, console)
+        if args.push_to_hub:
+            url = huggingface_hub.upload_folder(
+                repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
+            )
+            console.print(f"pushed: {url}", markup=False, highlight=False)
     # Ranks that leave a process group standing may abort on exit.
     trainer.accelerator.end_training()
     return result
@@ -120,8 +139,6 @@ def _read(recipe: Recipe, console: Console) -> tuple[tuple[Row, ...], tuple[Row,
 def _encode(
     name: str, rows: tuple[Row, ...], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, console: Console
 ) -> tuple[EncodedRow, ...]:
-    if not rows:
-        return ()
     result = encode_rows(
         rows,
         tokenizer,
@@ -156,11 +173,26 @@ def _load_policy(
 
 
 def _load_model(name: str, spec: PolicySpec) -> PreTrainedModel:
+    quantization = None
+    if spec.load_in_4bit:
+        if not torch.cuda.is_available():
+            raise UserError(
+                "policy.load_in_4bit: expected a CUDA device, found none; bitsandbytes quantises on GPUs only"
+            )
+        # QLoRA (arXiv 2305.14314): 4-bit NormalFloat, quantisation constants quantised too.
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=_dtype(spec),
+        )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=_dtype(spec))
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, dtype=_dtype(spec), quantization_config=quantization
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"policy: expected a causal language model at '{name}' ({error})") from None
-    return model
+    return peft.prepare_model_for_kbit_training(model) if spec.load_in_4bit else model
 
 
 def _dtype(spec: PolicySpec) -> torch.dtype:
@@ -177,6 +209,29 @@ def _lora_config(spec: LoRASpec) -> peft.LoraConfig:
     )
 
 
+def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+    spec = recipe.early_stopping
+    return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
+
+
+def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
+    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+
+
+def _model_card(recipe: Recipe, method: Method, result: RunResult) -> str:
+    source = recipe.data.preferences or recipe.data.prompts
+    assert isinstance(source, DataSource)
+    return model_card(
+        method,
+        name=recipe.method["name"],
+        base_model=recipe.policy.model,
+        data=source.path,
+        recipe=recipe.to_yaml(),
+        before=result.before,
+        after=result.after,
+    )
+
+
 def _describe(trainer: PreferenceTrainer) -> str:
     """What the launch really is: a launcher that silently runs one process is caught by eye here."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -190,13 +245,27 @@ def _describe(trainer: PreferenceTrainer) -> str:
     )
 
 
-def _write_header(folder: Path, recipe: Recipe) -> None:
+def _checkpoint(asked: str | None, folder: Path) -> Path | None:
+    """Where to resume: ``last`` is the last whole checkpoint of the run folder."""
+    if asked is None:
+        return None
+    return last_checkpoint(folder) if asked == "last" else Path(asked)
+
+
+def _write_header(folder: Path, recipe: Recipe, checkpoint: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     versions = {"python": platform.python_version(), "alignment": alignment.__version__}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    metrics = folder / "metrics.jsonl"
+    if checkpoint is None:
+        metrics.unlink(missing_ok=True)
+    elif metrics.exists():
+        # What was logged after the checkpoint will be logged again; a line may be torn where the run was killed.
+        step = int(checkpoint.name.removeprefix("checkpoint-"))
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
 
 
 class _MetricsFile(TrainerCallback):
@@ -213,10 +282,14 @@ class _MetricsFile(TrainerCallback):
 
 _SHOWN = {
     "loss": "loss",
-    "accuracy": "accuracy (chosen above rejected, against the reference)",
+    "accuracy": "accuracy, relative to the reference",
+    "accuracy_absolute": "accuracy, absolute: chosen likelier",
+    "undesirable": "share of pairs in the undesirable set",
     "margin": "margin, nats",
     "chosen_logps": "log-prob of chosen, nats",
     "rejected_logps": "log-prob of rejected, nats",
+    "target_attainment": "regression target attained",
+    "kl_to_ref": "KL to the reference, nats",
     "win_rate_vs_ref": "win rate against the reference",
 }
 
@@ -225,8 +298,10 @@ def _print_summary(result: RunResult, console: Console) -> None:
     if result.after:
         table = Table("held-out rows", "before", "after", "change", box=None, pad_edge=False)
         for name, label in _SHOWN.items():
-            if f"eval_{name}" in result.after:
-                start, end = result.before[f"eval_{name}"], result.after[f"eval_{name}"]
+            if name in result.after and name in result.before:
+                start, end = result.before[name], result.after[name]
                 table.add_row(label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}")
         console.print(table)
+        for text in known_failures(result.before, result.after):
+            console.print(f"note: {text}", markup=False, highlight=False)
     console.print(f"model: {result.model_folder}", markup=False, highlight=False)

@@ -5,7 +5,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``J`` opponent's co
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from alignment.errors import UserError
 from alignment.functional import group_wins
 from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
-from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle
+from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Previous
 
-_SAMPLERS = ("dataset", "policy")
+_SAMPLERS = ("dataset", "prev", "policy")
 _OPPONENTS = {"none": None, "group": None, "fresh": "policy", "target": "target", "ref": "ref"}
 """Opponents that can be supplied -> the policy that answers for them; ``None`` where no further sample is needed."""
 
@@ -82,6 +82,8 @@ class Annotated:
         anchors: log-probs [B, G] of every anchor that the loss reads.
         token_anchors: log-probs per token [B, G, T], where the loss reads them.
         row_weight_B: weight of each row.
+        mismatched: each prompt with a completion of another one, where the loss reads their log-probs.
+        mismatched_anchors: their log-probs [B] under every anchor.
     """
 
     completions: Completions
@@ -90,6 +92,8 @@ class Annotated:
     anchors: Mapping[str, Tensor]
     token_anchors: Mapping[str, Tensor]
     row_weight_B: Tensor
+    mismatched: Completions | None = None
+    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_needs(needs: Needs) -> None:
@@ -103,10 +107,10 @@ def check_needs(needs: Needs) -> None:
         f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
         "several oracles": needs.num_oracles == "one",
         f"{needs.fits} fits a round": needs.fits == 1,
-        "log-probs of mismatched completions": not needs.mismatched,
     }
+    kinds = Frozen | Ema | Behaviour | Previous | Past
     missing = [what for what, is_supplied in supplied.items() if not is_supplied]
-    missing += [f"the anchor '{spec.name}'" for spec in needs.anchors if not isinstance(spec, Frozen | Ema | Behaviour)]
+    missing += [f"the anchor '{spec.name}'" for spec in needs.anchors if not isinstance(spec, kinds)]
     if missing:
         raise UserError(
             f"the method needs {', '.join(missing)}, which language models cannot be given yet; it runs on exact games "
@@ -198,6 +202,16 @@ def judge(rolled: Rollout, oracle: Oracle, needs: Needs) -> Feedback:
     return Feedback(wins_KBG=wins_BG[None])
 
 
+def group_wins_of_pairs(completions: Completions, feedback: Feedback) -> tuple[Completions, Feedback]:
+    """Win rates inside each group from whichever of its pairs were compared; what met nobody leaves the group."""
+    assert feedback.prefs_KBGG is not None
+    asked_KBGG = ~feedback.prefs_KBGG.isnan()
+    asked_KBGG = asked_KBGG & ~torch.eye(asked_KBGG.shape[-1], dtype=torch.bool, device=asked_KBGG.device)
+    num_KBG = asked_KBGG.sum(-1)
+    wins_KBG = torch.where(asked_KBGG, feedback.prefs_KBGG, 0.0).sum(-1) / num_KBG
+    return replace(completions, valid_BG=completions.valid_BG & (num_KBG[0] > 0)), Feedback(wins_KBG=wins_KBG)
+
+
 def _wins_against(
     oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]], opponents: Sequence[Sequence[str]]
 ) -> Tensor:
@@ -221,6 +235,7 @@ def annotate(
     *,
     weights_BG: Tensor | None,
     row_weight_B: Tensor,
+    mismatched: Completions | None = None,
 ) -> Annotated:
     """Add the anchors' log-probs."""
     scores = anchors.score(completions)
@@ -232,4 +247,8 @@ def annotate(
         anchors={name: scored.logps_BG for name, scored in scores.items()},
         token_anchors={name: scored.token_logps_BGT for name, scored in scores.items()} if needs.per_token else {},
         row_weight_B=row_weight_B.to(device),
+        mismatched=mismatched,
+        mismatched_anchors={}
+        if mismatched is None
+        else {name: scored.logps_BG[:, 0] for name, scored in anchors.score(mismatched).items()},
     )

@@ -21,21 +21,42 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
-from alignment.data import Batch, EncodedRow, Row, collate, encode_rows, prompt_text, stop_token_ids
+from alignment.data import (
+    Batch,
+    EncodedRow,
+    Row,
+    collate,
+    encode_rows,
+    prompt_text,
+    stop_token_ids,
+    unpair_rows,
+    with_mismatched,
+)
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
-from alignment.stages import Annotated, annotate, check_needs, judge, probabilities, prompts_only, rollout
+from alignment.stages import (
+    Annotated,
+    annotate,
+    check_needs,
+    group_wins_of_pairs,
+    judge,
+    probabilities,
+    prompts_only,
+    rollout,
+)
 from alignment.types import Feedback, FeedbackKind, LossInputs, LossOutput, Method, Needs, Oracle
 
 _STATE_FILE = "alignment_state.pt"
+
+# Prompts of a process on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
+_KL_PROMPTS = 32
 
 
 class PreferenceTrainer(Trainer):
@@ -122,7 +143,7 @@ class PreferenceTrainer(Trainer):
     @property
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
-        return self.needs.sampler != "dataset"
+        return self.needs.samples_in_batches
 
     def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
         if self.method_name is not None:
@@ -139,15 +160,15 @@ class PreferenceTrainer(Trainer):
         self, rows: Sequence[Row] | Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase, args: AlignmentArguments
     ) -> tuple[EncodedRow, ...]:
         encoded = tuple(row for row in rows if isinstance(row, EncodedRow))
-        if len(encoded) == len(rows):
-            return encoded
-        plain = tuple(row for row in rows if isinstance(row, Row))
-        return encode_rows(
-            rows_to_encode(plain, args) if self.is_online else plain,
-            tokenizer,
-            max_prompt_length=args.max_prompt_length,
-            max_completion_length=args.max_new_tokens if self.is_online else args.max_completion_length,
-        ).rows
+        if len(encoded) < len(rows):
+            plain = tuple(row for row in rows if isinstance(row, Row))
+            encoded = encode_rows(
+                rows_to_encode(plain, self.needs, args),
+                tokenizer,
+                max_prompt_length=args.max_prompt_length,
+                max_completion_length=args.max_new_tokens if self.is_online else args.max_completion_length,
+            ).rows
+        return with_mismatched(encoded) if self.needs.mismatched else encoded
 
     # Batches ---------------------------------------------------------------------------------------------------------
 
@@ -193,13 +214,17 @@ class PreferenceTrainer(Trainer):
 
     def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
         if not self.is_online:
+            completions, feedback = batch.completions, _blanks_filled(batch, self.needs.feedback)
+            if self.needs.feedback == "wins":
+                completions, feedback = group_wins_of_pairs(completions, feedback)
             return annotate(
-                batch.completions,
-                _blanks_filled(batch, self.needs.feedback),
+                completions,
+                feedback,
                 self.anchors,
                 self.needs,
                 weights_BG=None,
                 row_weight_B=batch.row_weight_B,
+                mismatched=batch.mismatched,
             )
         assert self.oracle is not None
         rolled = rollout(
@@ -221,10 +246,9 @@ class PreferenceTrainer(Trainer):
         )
 
     def _make_policy(self, module: nn.Module, temperature: float) -> CausalLMPolicy:
-        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         return CausalLMPolicy(
             module,
-            self.processing_class,
+            self._tokenizer(),
             stop_token_ids=self._stop_token_ids,
             temperature=temperature,
             max_new_tokens=self.sampling.max_new_tokens,
@@ -269,9 +293,15 @@ class PreferenceTrainer(Trainer):
             token_mask_BGT=scores.token_mask_BGT if is_token_level else None,
             token_anchors=annotated.token_anchors,
             token_excess_BGT=scores.token_excess_BGT,
+            mismatched_logps_B=self._mismatched_logps(model, annotated),
+            mismatched_anchors=annotated.mismatched_anchors,
             batch_mean=self._batch_mean,
         )
         return x, self.method.loss(x)
+
+    @torch.no_grad()
+    def _mismatched_logps(self, model: nn.Module, annotated: Annotated) -> Tensor | None:
+        return None if annotated.mismatched is None else score(model, annotated.mismatched).logps_BG[:, 0]
 
     def _batch_mean(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.detach(), reduction="mean")
@@ -291,6 +321,8 @@ class PreferenceTrainer(Trainer):
             token_mask_BGT=annotated.completions.completion_mask_BGT,
             token_anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BGT),
             token_excess_BGT=zeros_BGT if self.needs.confidence else None,
+            mismatched_logps_B=zeros_BG[:, 0],
+            mismatched_anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BG[:, 0]),
         )
         with torch.no_grad():
             return self.method.loss(x).weight_B * annotated.row_weight_B
@@ -375,14 +407,19 @@ class PreferenceTrainer(Trainer):
         self.model.eval()
         generator = torch.Generator().manual_seed(self.args.seed)
         wins: list[Tensor] = []
+        kls: list[Tensor] = []
         for inputs in self.get_eval_dataloader(eval_dataset):
             with torch.no_grad():
+                if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
+                    kls.append(self._kl_to_ref(inputs["batch"], generator))
                 if self.is_online and "ref" in self.anchors.names:
                     wins.append(self._wins_against_ref(inputs["batch"], generator))
                 annotated = self._annotate(inputs["batch"], generator)
                 x, output = self._forward(self.model, annotated)
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B)
         metrics = self._take_metrics("eval")
+        if kls:
+            metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())
         if wins:
             metrics["win_rate_vs_ref"] = float(self.accelerator.gather(torch.cat(wins)).mean())
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -390,6 +427,35 @@ class PreferenceTrainer(Trainer):
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
+
+        Of the first ``max_new_tokens`` tokens of an answer. A token counts ``r - 1 - log r`` with r = ref/pi: its mean
+        under pi is the token's KL, and it is never negative.
+        """
+        if self.sampling.engine == "enumerate":
+            policy_BG, ref_BG = (
+                probabilities(batch.completions, self.anchors.model, name, 1.0) for name in ("policy", "ref")
+            )
+            return (torch.xlogy(policy_BG, policy_BG) - torch.xlogy(policy_BG, ref_BG)).sum(-1).float()
+        with self.anchors.model("policy") as module:
+            policy = CausalLMPolicy(
+                module,
+                self._tokenizer(),
+                stop_token_ids=self._stop_token_ids,
+                temperature=1.0,
+                max_new_tokens=self.sampling.max_new_tokens,
+            )
+            answers = policy.sample(prompts_only(batch), num_completions=1, generator=generator)
+            logps_BGT = score(module, answers).token_logps_BGT
+        with self.anchors.model("ref") as module:
+            log_r_BGT = score(module, answers).token_logps_BGT - logps_BGT
+        return (torch.expm1(log_r_BGT) - log_r_BGT).sum((1, 2))
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        return self.processing_class
 
     def _wins_against_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Win probability [B] of one response of the policy against one of the reference, both at temperature 1."""
@@ -423,25 +489,51 @@ class PreferenceTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            torch.save(self.anchors.state_dict(), folder / _STATE_FILE)
+            # Written last and renamed into place: a checkpoint that has it is whole.
+            torch.save(self.anchors.state_dict(), folder / f"{_STATE_FILE}.partial")
+            (folder / f"{_STATE_FILE}.partial").rename(folder / _STATE_FILE)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
-        """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy."""
+        """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
+
+        Args:
+            resume_from_checkpoint: a folder, or true for the last whole checkpoint in ``args.output_dir``.
+            **trainer_options: of ``transformers.Trainer.train``, verbatim.
+
+        Raises:
+            UserError: if there is no whole checkpoint.
+        """
+        if not resume_from_checkpoint:
+            return super().train(**trainer_options)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise UserError(f"no checkpoint to resume from in {self.args.output_dir}")
-        if resume_from_checkpoint:
-            state = torch.load(Path(str(resume_from_checkpoint)) / _STATE_FILE, map_location=self.args.device)
-            self.anchors.load_state_dict(state)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **trainer_options)
+            resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
+        state_file = Path(resume_from_checkpoint) / _STATE_FILE
+        if not state_file.exists():
+            raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
+        self.anchors.load_state_dict(torch.load(state_file, map_location=self.args.device))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **trainer_options)
 
 
-def rows_to_encode(rows: Sequence[Row], args: AlignmentArguments) -> tuple[Row, ...]:
-    """Prompts alone where the policy samples, with the response set where it is enumerated.
+def last_checkpoint(folder: str | Path) -> Path:
+    """The last whole checkpoint of a run; one that was being written when the run was killed is passed over.
 
-    What the file holds besides prompts is not what the policy says, so it is left out.
+    Raises:
+        UserError: if there is none.
     """
+    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{_STATE_FILE}")]
+    if not whole:
+        raise UserError(f"expected a whole checkpoint to resume from in {folder}, found none")
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def rows_to_encode(rows: Sequence[Row], needs: Needs, args: AlignmentArguments) -> tuple[Row, ...]:
+    """The rows in the form in which a method reads them.
+
+    Whole groups, or single labelled responses, where the data hold the responses. Prompts alone where the policy
+    samples, with the response set where it is enumerated: what the file holds besides is not what the policy says.
+    """
+    if not needs.samples_in_batches:
+        return unpair_rows(rows) if needs.mismatched else tuple(rows)
     responses = tuple(args.responses or ()) if args.engine == "enumerate" else ()
     return tuple(Row(prompt=row.prompt, responses=responses, weight=row.weight, source=row.source) for row in rows)
 
@@ -531,7 +623,7 @@ class _WholeIterations(TrainerCallback):
 
 def _check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
     """A data set read by its feedback must hold some; single rows without it count for nothing."""
-    if needs.sampler != "dataset":
+    if needs.samples_in_batches:
         return
     what, found = (
         ("scores", any(item.row.scores is not None for item in rows))

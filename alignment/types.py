@@ -346,6 +346,11 @@ class Needs:
     mismatched: bool = False
     micro_batch_statistics: bool = False
 
+    @property
+    def samples_in_batches(self) -> bool:
+        """Whether responses are sampled while the policy trains. Else they stand in the data, as ``prev`` made them."""
+        return self.sampler not in ("dataset", "prev")
+
     def anchor_columns(self) -> tuple[str, ...]:
         """Names of all anchor columns that the loss reads."""
         return tuple(column for spec in self.anchors for column in spec.columns())

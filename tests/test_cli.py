@@ -192,7 +192,7 @@ def test_methods_lists_every_card(run: Run) -> None:
     rows = {line.split()[0]: line for line in out.splitlines() if line and not line.startswith(" ")}
     assert "2503.08942" in rows["egpo"]
     assert rows["egpo"].rstrip().endswith("games + text")
-    assert rows["inpo"].rstrip().endswith("games")
+    assert rows["onpo"].rstrip().endswith("games")
 
 
 def test_methods_as_json(run: Run) -> None:

@@ -436,9 +436,9 @@ def test_an_online_recipe_loads(write: Write) -> None:
             "method 'egpo' samples its responses: it needs data.prompts; the recipe has data.preferences",
         ),
         (
-            ["method={name: inpo, tau: 0.001, eta: 0.003}"],
-            "method 'inpo' runs on exact games (`alignment game`) but not yet on language models: "
-            "it needs the schedule 'iterative'",
+            ["method={name: onpo, eta: 0.003}"],
+            "method 'onpo' runs on exact games (`alignment game`) but not yet on language models: "
+            "it needs 2 fits a round",
         ),
     ],
 )
@@ -454,8 +454,8 @@ def test_unmet_needs_of_a_method_that_reads(write: Write) -> None:
         "method 'dpo' reads its responses: it needs data.preferences; the recipe has data.prompts"
     ]
     assert errors_of(write(OFFLINE), ["sampling.temperature=2.0", "oracle={kind: rule, rule: shorter}"]) == [
-        "method 'dpo' learns from a fixed data set and reads no 'oracle'; remove the block (oracle=null)",
-        "method 'dpo' learns from a fixed data set and reads no 'sampling'; remove the block (sampling=null)",
+        "method 'dpo' learns from the responses in its data and reads no 'oracle'; remove the block (oracle=null)",
+        "method 'dpo' learns from the responses in its data and reads no 'sampling'; remove the block (sampling=null)",
     ]
 
 
@@ -464,19 +464,45 @@ def test_unmet_needs_of_a_method_that_reads(write: Write) -> None:
     [
         (Needs(feedback="pairs", anchors=(Frozen("ref"),)), None),
         (Needs(feedback="wins", anchors=(Frozen("ref"), Ema("target", 0.9)), sampler="policy", opponent="fresh"), None),
-        (Needs(feedback="pairs", schedule="iterative", sampler="prev"), "the schedule 'iterative'"),
+        (Needs(feedback="pairs", schedule="iterative", sampler="prev"), None),
         (Needs(feedback="pairs", sampler="mixture"), "the sampler 'mixture'"),
         (Needs(feedback="wins", opponent="mixture"), "the opponent 'mixture'"),
-        (Needs(feedback="pairs", anchors=(Previous("prev"),)), "log-probs of the policy 'prev'"),
-        (Needs(feedback="pairs", anchors=(Past("past", 2),)), "log-probs of the policy 'past'"),
+        (Needs(feedback="pairs", anchors=(Previous("prev"), Past("past", 2))), None),
         (Needs(feedback="pairs", anchors=(Player("rival"),)), "log-probs of the policy 'rival'"),
         (Needs(feedback="pairs", fits=2), "2 fits a round"),
         (Needs(feedback="wins", num_oracles="many"), "several oracles"),
-        (Needs(feedback="scores", mismatched=True), "log-probs of mismatched completions"),
+        (Needs(feedback="scores", mismatched=True), None),
     ],
 )
 def test_what_language_models_cannot_be_given_yet(needs: Needs, gap: str | None) -> None:
     assert text_gap(needs) == gap
+
+
+ROUND = OFFLINE.replace("name: dpo, beta: 0.1", "name: inpo, tau: 0.001, eta: 0.003")
+
+
+def test_a_first_round_from_a_data_set(write: Write) -> None:
+    """An iterative method may take its first round from pairs; that is the only round yet, and others know none."""
+    first = ["schedule={kind: iterative, rounds: 1, first: dataset}"]
+    recipe = load_recipe(write(ROUND), first).recipe
+    assert (recipe.schedule.rounds, recipe.schedule.first) == (1, "dataset")
+    assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
+    assert "needs schedule 'iterative'" in errors_of(write(ROUND))[0]
+    assert "got 1 and 'rollout'" in errors_of(write(ROUND), ["schedule={kind: iterative}"])[0]
+    assert "got 2 and 'dataset'" in errors_of(write(ROUND), [*first, "schedule.rounds=2"])[0]
+    assert errors_of(write(OFFLINE), ["schedule.first=dataset"]) == [
+        "method 'dpo' knows no rounds and reads no 'schedule.first'; remove it (schedule.first=null)"
+    ]
+
+
+def test_early_stopping_needs_a_metric_and_four_bits_an_adapter(write: Write) -> None:
+    best = "training={load_best_model_at_end: true, metric_for_best_model: eval_accuracy}"
+    recipe = load_recipe(write(OFFLINE), ["early_stopping={patience: 2}", best]).recipe
+    assert recipe.early_stopping is not None and recipe.early_stopping.patience == 2
+    (error,) = errors_of(write(OFFLINE), ["early_stopping={patience: 2}"])
+    assert "training.load_best_model_at_end: true" in error and "training.metric_for_best_model" in error
+    (error,) = errors_of(write(OFFLINE), ["policy={model: m, load_in_4bit: true}"])
+    assert "policy.lora" in error
 
 
 # Arguments of the trainer

@@ -369,6 +369,10 @@ def test_a_policy_gradient_differentiates_log_probs_alone() -> None:
     assert nothing.loss_B.item() == nothing.weight_B.item() == 0
 
 
+def hard_feedback() -> Feedback:
+    return Feedback(prefs_KBGG=torch.tensor([[[[0.5, 1.0], [0.0, 0.5]]]]))
+
+
 def test_preference_metrics() -> None:
     """Hand values: h = 1 - (-.3) = 1.3 > 0, so accuracy .8 at P = .8; margin (2 * .8 - 1) 1.3; nan without a pair."""
     x = pair_inputs(logps=[-4.0, -5.0], ref=[-4.5, -4.2], preference=0.8)
@@ -377,7 +381,17 @@ def test_preference_metrics() -> None:
     assert metrics["margin"].item() == pytest.approx(0.6 * 1.3)
     assert metrics["chosen_logps"].item() == pytest.approx(0.8 * -4 + 0.2 * -5)
     assert metrics["rejected_logps"].item() == pytest.approx(0.8 * -5 + 0.2 * -4)
+    # delta = 1 > 0 for the winner of probability .8; seen from the other label delta_ref = .3 > delta = -1.
+    assert metrics["accuracy_absolute"].item() == pytest.approx(0.8) and metrics["undesirable"].item() == 0
     assert not any(value_B.requires_grad for value_B in metrics.values())
+    # delta = -1 lies between delta_ref = -3 and 0: in the undesirable set, though the relative accuracy is 1.
+    wrong = f.preference_metrics(pair_inputs(logps=[-5.0, -4.0], ref=[-6.0, -3.0], preference=1.0))
+    assert (wrong["accuracy"].item(), wrong["accuracy_absolute"].item(), wrong["undesirable"].item()) == (1, 0, 1)
+    for lengths, expected in (([2, 5], 1.0), ([5, 2], math.nan)):
+        sized = replace(x, lengths_BG=torch.tensor([lengths]), feedback=hard_feedback())
+        metrics = f.preference_metrics(sized)
+        assert metrics["length_difference"].item() == lengths[0] - lengths[1]
+        assert metrics["accuracy_of_shorter"].item() == pytest.approx(expected, nan_ok=True)
     without_ref = f.preference_metrics(pair_inputs(logps=[-4.0, -5.0], preference=0.8))
     assert without_ref["margin"].item() == pytest.approx(0.6 * 1.0)
     tied = f.preference_metrics(pair_inputs(logps=[-4.0, -4.0], preference=0.8))

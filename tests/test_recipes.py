@@ -74,6 +74,12 @@ def test_the_readme_lists_every_recipe_and_every_key() -> None:
     assert expected <= paths(schema)
 
 
+def test_the_two_recipes_on_hh_differ_in_their_loss_only() -> None:
+    """What makes the comparison of undesirable sets fair."""
+    trees = [load_recipe(FOLDER / name / "tiny_hh.yaml").recipe.model_dump() for name in ("dpo", "cpo")]
+    assert {key for key in trees[0] if trees[0][key] != trees[1][key]} == {"method", "output_dir"}
+
+
 def test_the_pairs_of_the_quickstart_are_sound() -> None:
     rows = [json.loads(line) for line in (FOLDER / "quickstart" / "pairs.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 120

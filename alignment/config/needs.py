@@ -1,15 +1,14 @@
 """What a method needs against what a recipe offers, decided before any model is loaded."""
 
-from alignment.config.schema import Recipe
+from alignment.config.schema import Recipe, ScheduleSpec
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
-from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Solution
+from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Previous, Solution
 
 # What the trainer can supply on language models in this release; the exact games supply everything.
-_TEXT_SCHEDULES = ("offline", "online")
-_TEXT_SAMPLERS = ("dataset", "policy")
+_TEXT_SAMPLERS = ("dataset", "prev", "policy")
 _TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref")
-_TEXT_ANCHORS = (Frozen, Ema, Behaviour)
+_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past)
 
 _ORDER = ("offline", "iterative", "online")
 
@@ -18,18 +17,16 @@ def text_gap(needs: Needs) -> str | None:
     """What a method needs that language models cannot be given yet, or ``None``.
 
     Example:
-        >>> text_gap(Needs(feedback="wins", sampler="prev", schedule="iterative"))
-        "the schedule 'iterative'"
+        >>> text_gap(Needs(feedback="wins", sampler="mixture", schedule="online"))
+        "the sampler 'mixture'"
     """
     anchors = [spec.name for spec in needs.anchors if not isinstance(spec, _TEXT_ANCHORS)]
     gaps = {
-        f"the schedule '{needs.schedule}'": needs.schedule not in _TEXT_SCHEDULES,
         f"the sampler '{needs.sampler}'": needs.sampler not in _TEXT_SAMPLERS,
         f"the opponent '{needs.opponent}'": needs.opponent not in _TEXT_OPPONENTS,
         f"log-probs of the policy '{''.join(anchors[:1])}'": bool(anchors),
         f"{needs.fits} fits a round": needs.fits > 1,
         "several oracles": needs.num_oracles == "many",
-        "log-probs of mismatched completions": needs.mismatched,
     }
     return next((gap for gap, is_open in gaps.items() if is_open), None)
 
@@ -63,7 +60,7 @@ def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
 
 def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Schedule and oracle in one line, then the data."""
-    samples = needs.sampler != "dataset"
+    samples = needs.samples_in_batches
     wanted, found = [], []
     if _ORDER.index(recipe.schedule.kind) < _ORDER.index(needs.schedule):
         wanted.append(f"schedule '{needs.schedule}'")
@@ -79,7 +76,8 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
         )
     if not samples and recipe.data.preferences is None:
         problems.append(f"method '{name}' reads its responses: it needs data.preferences; the recipe has data.prompts")
-    if not samples and recipe.schedule.kind != "offline":
+    problems += _round_problems(name, needs, recipe.schedule)
+    if needs.sampler == "dataset" and recipe.schedule.kind != "offline":
         problems.append(
             f"method '{name}' learns from a fixed data set: expected schedule.kind = 'offline', "
             f"got '{recipe.schedule.kind}'"
@@ -87,13 +85,29 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     return problems
 
 
+def _round_problems(name: str, needs: Needs, schedule: ScheduleSpec) -> list[str]:
+    """Rounds: only an iterative method has some, and for now the first one, from a data set."""
+    if needs.schedule != "iterative":
+        given = sorted({"rounds", "first"} & schedule.model_fields_set)
+        return [
+            f"method '{name}' knows no rounds and reads no 'schedule.{key}'; remove it (schedule.{key}=null)"
+            for key in given
+        ]
+    if schedule.kind == "iterative" and (schedule.rounds, schedule.first) != (1, "dataset"):
+        return [
+            f"method '{name}': rounds that sample from the policy are not available on language models yet; expected "
+            f"schedule.rounds = 1 and schedule.first = 'dataset', got {schedule.rounds} and '{schedule.first}'"
+        ]
+    return []
+
+
 def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Blocks that nothing would read."""
-    if needs.sampler != "dataset":
+    if needs.samples_in_batches:
         return []
     given = {"oracle": recipe.oracle is not None, "sampling": "sampling" in recipe.model_fields_set}
     return [
-        f"method '{name}' learns from a fixed data set and reads no '{block}'; remove the block ({block}=null)"
+        f"method '{name}' learns from the responses in its data and reads no '{block}'; remove the block ({block}=null)"
         for block, is_given in given.items()
         if is_given
     ]

@@ -62,8 +62,17 @@ class PolicySpec(_Block):
     tiny: TinySpec | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoRASpec | None = None
+    load_in_4bit: bool = False
     chat_template: str | None = None
     ref_model: str | None = None
+
+    @model_validator(mode="after")
+    def _only_adapters_train_on_quantised_weights(self) -> Self:
+        if self.load_in_4bit and (self.lora is None or self.tiny is not None):
+            raise ValueError(
+                "expected policy.lora and policy.model with policy.load_in_4bit: quantised weights stay fixed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
@@ -140,9 +149,21 @@ class SamplingSpec(_Block):
 
 
 class ScheduleSpec(_Block):
-    """Who makes the data: nobody (offline), the policy once a round (iterative), the policy in every batch (online)."""
+    """Who makes the data: nobody (offline), the policy once a round (iterative), the policy in every batch (online).
+
+    ``first: dataset`` takes the first round's responses and feedback from ``data.preferences``.
+    """
 
     kind: Literal["offline", "iterative", "online"]
+    rounds: int = Field(default=1, gt=0)
+    first: Literal["rollout", "dataset"] = "rollout"
+
+
+class EarlyStoppingSpec(_Block):
+    """Stop after ``patience`` evaluations that better ``training.metric_for_best_model`` by at most ``threshold``."""
+
+    patience: int = Field(gt=0)
+    threshold: float = Field(default=0.0, ge=0)
 
 
 class Recipe(_Block):
@@ -155,8 +176,17 @@ class Recipe(_Block):
     sampling: SamplingSpec = SamplingSpec()
     schedule: ScheduleSpec
     training: dict[str, Any] = Field(default_factory=dict)
+    early_stopping: EarlyStoppingSpec | None = None
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _early_stopping_has_a_metric(self) -> Self:
+        needed = {"load_best_model_at_end": True, "metric_for_best_model": "a metric such as eval_accuracy"}
+        missing = [f"training.{key}: {value}" for key, value in needed.items() if not self.training.get(key)]
+        if self.early_stopping is not None and missing:
+            raise ValueError(f"expected {' and '.join(missing)} with early_stopping".replace("True", "true"))
+        return self
 
     def build_method(self) -> Method:
         """The method with its options."""
@@ -169,13 +199,15 @@ class Recipe(_Block):
         tree["method"] = dict(self.method)
         if self.oracle is not None:
             tree["oracle"] = dict(self.oracle)
-        if self.build_method().needs.sampler == "dataset":
+        if not self.build_method().needs.samples_in_batches:
             del tree["sampling"]
+        if self.build_method().needs.schedule != "iterative":
+            tree["schedule"] = {"kind": self.schedule.kind}
         return dump_yaml(_plain(tree))
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "training")
+_NULLABLE = ("policy", "data", "sampling", "schedule", "training", "early_stopping")
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:

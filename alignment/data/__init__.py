@@ -4,6 +4,7 @@ from alignment.data.collate import Batch, collate, split_rows
 from alignment.data.readers import ReadResult, rank_scores, read_rows
 from alignment.data.rows import RAW_TEXT, Comparison, Row, Skipped, Turn, prompt_text
 from alignment.data.tokens import EncodedRow, EncodeResult, encode_row, encode_rows, show_boundary, stop_token_ids
+from alignment.data.unpaired import unpair_rows, with_mismatched
 
 __all__ = [
     "RAW_TEXT",
@@ -24,4 +25,6 @@ __all__ = [
     "show_boundary",
     "split_rows",
     "stop_token_ids",
+    "unpair_rows",
+    "with_mismatched",
 ]

@@ -6,7 +6,7 @@ batch. Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Batch:
         prompt_ids_BT: the prompts alone, padded on the left; here T is the longest prompt.
         prompt_mask_BT: true on prompt tokens.
         rows: what was encoded, for texts and sources.
+        mismatched: each prompt with a completion of another one (G = 1), where the rows carry them.
     """
 
     completions: Completions
@@ -37,6 +38,7 @@ class Batch:
     prompt_ids_BT: Tensor
     prompt_mask_BT: Tensor
     rows: tuple[Row, ...]
+    mismatched: Completions | None = None
 
     def __post_init__(self) -> None:
         check_shapes(prompt_ids_BT=self.prompt_ids_BT, prompt_mask_BT=self.prompt_mask_BT)
@@ -56,6 +58,7 @@ class Batch:
             prompt_ids_BT=self.prompt_ids_BT.to(device, non_blocking=non_blocking),
             prompt_mask_BT=self.prompt_mask_BT.to(device, non_blocking=non_blocking),
             rows=self.rows,
+            mismatched=None if self.mismatched is None else self.mismatched.to(device, non_blocking),
         )
 
 
@@ -72,6 +75,25 @@ def collate(encoded_rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
     """
     if not encoded_rows:
         raise UserError("expected at least one row to collate, found none; an empty batch has no shape")
+    num_completions = max(len(item.completion_ids) for item in encoded_rows)
+    completions, prompt_ids_BT, prompt_mask_BT = _stack_tokens(encoded_rows, pad_token_id)
+    mismatched = None
+    if any(item.mismatched_ids for item in encoded_rows):
+        strangers = [replace(item, completion_ids=(item.mismatched_ids,)) for item in encoded_rows]
+        mismatched = _stack_tokens(strangers, pad_token_id)[0]
+    return Batch(
+        completions=completions,
+        feedback=_stack_feedback([item.row for item in encoded_rows], num_completions),
+        row_weight_B=torch.tensor([item.row.weight for item in encoded_rows], dtype=torch.float32),
+        prompt_ids_BT=prompt_ids_BT,
+        prompt_mask_BT=prompt_mask_BT,
+        rows=tuple(item.row for item in encoded_rows),
+        mismatched=mismatched,
+    )
+
+
+def _stack_tokens(encoded_rows: Sequence[EncodedRow], pad_token_id: int) -> tuple[Completions, Tensor, Tensor]:
+    """The completions with their prompts, then ids and mask [B, T] of the prompts alone."""
     num_completions = max(len(item.completion_ids) for item in encoded_rows)
     prompt_width = max(len(item.prompt_ids) for item in encoded_rows)
     completion_width = max((len(ids) for item in encoded_rows for ids in item.completion_ids), default=0)
@@ -90,19 +112,13 @@ def collate(encoded_rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
             completion_mask_BGT[b, g, : len(ids)] = True
     group_prompt_ids_BGT = prompt_ids_BT[:, None].expand(-1, num_completions, -1)
     group_prompt_mask_BGT = prompt_mask_BT[:, None].expand(-1, num_completions, -1)
-    return Batch(
-        completions=Completions(
-            input_ids_BGT=torch.cat([group_prompt_ids_BGT, completion_ids_BGT], dim=-1),
-            attention_mask_BGT=torch.cat([group_prompt_mask_BGT, completion_mask_BGT], dim=-1),
-            completion_mask_BGT=torch.cat([torch.zeros_like(group_prompt_mask_BGT), completion_mask_BGT], dim=-1),
-            valid_BG=valid_BG,
-        ),
-        feedback=_stack_feedback([item.row for item in encoded_rows], num_completions),
-        row_weight_B=torch.tensor([item.row.weight for item in encoded_rows], dtype=torch.float32),
-        prompt_ids_BT=prompt_ids_BT,
-        prompt_mask_BT=prompt_mask_BT,
-        rows=tuple(item.row for item in encoded_rows),
+    completions = Completions(
+        input_ids_BGT=torch.cat([group_prompt_ids_BGT, completion_ids_BGT], dim=-1),
+        attention_mask_BGT=torch.cat([group_prompt_mask_BGT, completion_mask_BGT], dim=-1),
+        completion_mask_BGT=torch.cat([torch.zeros_like(group_prompt_mask_BGT), completion_mask_BGT], dim=-1),
+        valid_BG=valid_BG,
     )
+    return completions, prompt_ids_BT, prompt_mask_BT
 
 
 def split_rows(rows: Sequence[Row], eval_fraction: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:

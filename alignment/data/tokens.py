@@ -40,12 +40,14 @@ class EncodedRow:
         completion_ids: G completions; each ends in a stop token unless it was truncated.
         row: what was encoded.
         num_truncated: how many completions were cut to the limit.
+        mismatched_ids: a completion of another prompt, for losses that read one; else empty.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[tuple[int, ...], ...]
     row: Row
     num_truncated: int = 0
+    mismatched_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,7 +140,7 @@ def _diagnostics(
         "u_rate": (delta_ref_BGG < delta_BGG) & (delta_BGG < 0),
         "ref_misranked": delta_ref_BGG <= 0,
         "escaped": (delta_ref_BGG <= 0) & (delta_BGG > 0),
-        "margin": margin_BGG,
+        "mean_omega": margin_BGG,
         "margin_clipped": clipped_BGG,
         "delta_summed": differences(x.logps_BG),
         "delta_normalized": differences(x.logps_BG / x.lengths_BG.clamp(min=1)),

@@ -1,7 +1,7 @@
 """Kahneman-Tversky Optimization: single responses, good or bad, against a reference point shared by the batch.
 
-Differs from the paper's released code: the completion that estimates the reference point comes from another row of the
-micro-batch; a label may be a probability of being desirable.
+Differs from the paper's released code: the completion that estimates the reference point is that of the next row with
+another prompt, the same in every epoch; a label may be a probability of being desirable.
 """
 
 from dataclasses import dataclass

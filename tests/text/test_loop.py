@@ -55,11 +55,14 @@ def test_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(result.model_folder)
     assert model.config.vocab_size == len(tokenizer) and tokenizer.chat_template
     # Before training policy and reference are one: log 2, no margin, accuracy one half.
-    assert result.before["eval_loss"] == pytest.approx(0.6931, abs=1e-4)
-    assert result.before["eval_accuracy"] == pytest.approx(0.5)
-    assert result.after["eval_margin"] > 0
+    assert result.before["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert result.before["accuracy"] == pytest.approx(0.5)
+    assert result.after["margin"] > 0
     said = capsys.readouterr().err
     assert "accuracy" in said and "margin" in said and "log-prob of chosen" in said
+    card = (result.model_folder / "README.md").read_text()
+    assert card.startswith("---\n") and "arxiv.org/abs/2305.18290" in card and "@misc{dpo" in card
+    assert "beta: 0.1" in card and str(tmp_path / "pairs.jsonl") in card and "| margin | 0.0000 |" in card
 
 
 def test_lora(tmp_path: Path) -> None:
@@ -67,8 +70,8 @@ def test_lora(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, rows()), ["policy.lora.rank=4"]).recipe
     result = loop.run(recipe)
     assert (result.model_folder / "adapter_config.json").exists()
-    assert result.before["eval_loss"] == pytest.approx(0.6931, abs=1e-4)
-    assert result.after["eval_loss"] < result.before["eval_loss"]
+    assert result.before["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert result.after["loss"] < result.before["loss"]
 
 
 def run(recipe: object, *overrides: str) -> None:
@@ -141,7 +144,7 @@ def test_swapping_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for overrides, expected in (
         (["method.name=egpo"], "needs schedule 'online' and an oracle that answers on fresh samples"),
         (["method.nme=ipo"], "did you mean 'method.name'"),
-        (["method.name=inpo"], "not yet on language models"),
+        (["method.name=onpo"], "not yet on language models"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["train", recipe, *overrides])
@@ -157,6 +160,6 @@ def test_real_pairs(real_data: object, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ALIGNMENT_REAL_DATA", str(path.parent.parent))
     overrides = [f"output_dir={tmp_path}", "training.disable_tqdm=true", "training.save_strategy=no"]
     result = loop.run(load_recipe("recipes/dpo/tiny_hh.yaml", overrides).recipe)
-    assert result.after["eval_accuracy"] > 0.52 and result.after["eval_margin"] > 0
-    assert result.after["eval_loss"] < result.before["eval_loss"]
+    assert result.after["accuracy"] > 0.52 and result.after["margin"] > 0
+    assert result.after["loss"] < result.before["loss"]
     AutoModelForCausalLM.from_pretrained(result.model_folder)

@@ -15,7 +15,7 @@ from alignment.oracles import MatrixOracle
 from alignment.policies import CausalLMPolicy, score
 from alignment.stages import Sampling, judge, prompts_only, rollout
 from alignment.tiny import tiny_model, tiny_tokenizer
-from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Previous
+from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Player
 from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_model, symbol_policy, symbol_tokenizer
 
 TEXTS = ("Say one.", "one", "Say a longer thing, please.", "something much longer than that", "no", "maybe")
@@ -176,8 +176,8 @@ def test_the_reference_stays_and_the_target_follows(model: LlamaForCausalLM, bat
     other = AnchorSet(needs, old)
     other.load_state_dict(anchors.state_dict())
     torch.testing.assert_close(other.score(batch.completions)["target"].logps_BG, moved["target"])
-    with pytest.raises(UserError, match="'prev'"):
-        AnchorSet(Needs(feedback="pairs", anchors=(Previous("prev"),)), model)
+    with pytest.raises(UserError, match="'rival'"):
+        AnchorSet(Needs(feedback="pairs", anchors=(Player("rival"),)), model)
 
 
 def test_the_reference_of_an_adapter_is_its_base(model: LlamaForCausalLM, batch: Batch) -> None:

@@ -162,7 +162,6 @@ def test_annotate_adds_every_anchor(per_token: bool) -> None:
         ({"name": "nash_md", "tau": 0.1, "mix": 0.1}, "opponent 'mixture'"),
         ({"name": "ipo_md", "tau": 0.1, "mix": 0.1}, "sampler 'mixture'"),
         ({"name": "maxmin", "base": {"name": "spo"}}, "several oracles"),
-        ({"name": "inpo", "tau": 0.1, "eta": 0.3}, "sampler 'prev', the anchor 'prev'"),
     ],
 )
 def test_methods_that_nobody_can_supply_are_refused(method: dict[str, Any], expected: str) -> None:

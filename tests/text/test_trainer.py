@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState
 
 from alignment.arguments import AlignmentArguments
 from alignment.data import Comparison, Row, Turn
@@ -17,7 +17,7 @@ from alignment.oracles import MatrixOracle, RuleOracle
 from alignment.oracles.rules import shorter
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
-from alignment.trainers import DPOTrainer, EGPOTrainer, INPOTrainer
+from alignment.trainers import DPOTrainer, EGPOTrainer
 from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_model, symbol_tokenizer
 
 PAIRS = [
@@ -246,6 +246,58 @@ def test_counts_are_iterations(tmp_path: object) -> None:
     assert prompts[::2] == prompts[1::2] and len(set(prompts)) == 4
 
 
+class Calendar(TrainerCallback):
+    """Which iteration it was when something happened."""
+
+    def __init__(self, stages: int) -> None:
+        self.stages = stages
+        self.seen: dict[str, list[float]] = {"log": [], "evaluate": [], "save": []}
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.seen["log"].append(state.global_step / self.stages)
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seen["evaluate"].append(state.global_step / self.stages)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seen["save"].append(state.global_step / self.stages)
+
+
+@pytest.mark.parametrize("interval", [2, 0.4])
+@pytest.mark.parametrize("name", ["omd", "egpo"])
+def test_logs_evaluations_and_checkpoints_fall_on_whole_iterations(
+    name: str, interval: float, tmp_path: object
+) -> None:
+    """Every second of five iterations, given as a count or as a fraction, with one stage and with two."""
+    tokenizer = symbol_tokenizer()
+    trainer = PreferenceTrainer(
+        model=symbol_model(),
+        args=arguments(
+            tmp_path,
+            max_steps=5,
+            per_device_train_batch_size=2,
+            engine="enumerate",
+            responses=list(SYMBOLS),
+            logging_strategy="steps",
+            eval_strategy="steps",
+            save_strategy="steps",
+            logging_steps=interval,
+            eval_steps=interval,
+            save_steps=interval,
+        ),
+        train_dataset=question_rows(4),
+        eval_dataset=question_rows(2),
+        processing_class=tokenizer,
+        oracle=MatrixOracle(cyclic_game(tau=0.1).prefs_XAA, responses=SYMBOLS),
+        method={"name": name, "tau": 0.1},
+    )
+    calendar = Calendar(trainer.needs.stages)
+    trainer.add_callback(calendar)
+    trainer.train()
+    assert calendar.seen == {"log": [2, 4], "evaluate": [2, 4], "save": [2, 4, 5]}
+
+
 @pytest.mark.parametrize("name", ["egpo", "nash_mp"])
 def test_resumed_equals_uninterrupted(name: str, tmp_path: Any) -> None:
     """A run of four iterations, and one of two resumed for two more, end alike; slow targets resume as well."""
@@ -291,10 +343,3 @@ def test_mistakes_are_named_before_training(
         EGPOTrainer(**common, processing_class=tokenizer, method_options={"tau": 0.1})
     with pytest.raises(UserError, match="method_options"):
         PreferenceTrainer(**common, processing_class=tokenizer, method={"name": "dpo", "beta": 0.1}, method_options={})
-    with pytest.raises(UserError, match="anchor 'prev'"):
-        INPOTrainer(
-            **common,
-            processing_class=tokenizer,
-            oracle=RuleOracle(shorter),
-            method_options={"tau": 0.1, "eta": 0.3},
-        )

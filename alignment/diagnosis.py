@@ -1,0 +1,79 @@
+"""Known failures of preference training, read off the held-out metrics at the start and at the end of a run."""
+
+from collections.abc import Mapping
+
+# Shares below one in a hundred are noise on any held-out set that fits into a run.
+_SMALL_SHARE = 0.01
+_SMALL_MARGIN = 0.01
+_FAR_FROM_TARGET = 0.1
+
+
+def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
+    """Say in plain sentences which known failures a run shows, and what to change.
+
+    Args:
+        before: metrics on the held-out rows at the start: those of ``functional.preference_metrics`` and of the method.
+        after: the same at the end.
+
+    Returns:
+        One sentence a failure; a failure whose metrics are missing is not looked for.
+    """
+    checks = (_nothing_moved, _both_fell, _out_of_reach, _length_explains, _undesirable_grew)
+    return tuple(text for check in checks if (text := check(before, after)))
+
+
+def _nothing_moved(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if "margin" not in after or abs(after["margin"] - before["margin"]) > _SMALL_MARGIN:
+        return None
+    return (
+        f"nothing moved: the mean margin of held-out pairs changed by {after['margin'] - before['margin']:+.4f} nats; "
+        "raise training.learning_rate (ten times, then look again) or train for more steps"
+    )
+
+
+def _both_fell(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """The gradient of a loss of margins pushes the rejected response down harder than it holds the chosen one up."""
+    if "chosen_logps" not in after:
+        return None
+    chosen, rejected = (after[name] - before[name] for name in ("chosen_logps", "rejected_logps"))
+    if not (rejected < chosen < 0.0):
+        return None
+    return (
+        f"both log-probabilities fell: chosen by {-chosen:.1f} nats, rejected by {-rejected:.1f}; the probability went "
+        "to responses that nobody compared. A small fall is usual for losses of margins; if the samples got worse, "
+        "lower training.learning_rate, raise the KL strength (beta or tau), or take a loss with a log-likelihood term "
+        "(`alignment methods` lists them)"
+    )
+
+
+def _out_of_reach(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    attained = after.get("target_attainment")
+    if attained is None or attained >= _FAR_FROM_TARGET:
+        return None
+    return (
+        f"the regression target is out of reach: held-out differences of log-ratios reach {attained:.1%} of it. The "
+        "loss acts like a constant push then, whatever tau or eta say: choose them for a nearer target, or train longer"
+    )
+
+
+def _length_explains(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if "accuracy_of_shorter" not in after or "accuracy_of_shorter" not in before:
+        return None
+    gain = after["accuracy"] - before["accuracy"]
+    of_shorter = after["accuracy_of_shorter"] - before["accuracy_of_shorter"]
+    if gain <= _SMALL_SHARE or of_shorter > 0.0:
+        return None
+    return (
+        f"length explains the gain: accuracy rose by {gain:.3f}, but by {of_shorter:+.3f} where the chosen response is "
+        "the shorter one; take a loss with a length term or per-token log-probs, or balance the lengths in the data"
+    )
+
+
+def _undesirable_grew(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if "undesirable" not in after or after["undesirable"] <= before["undesirable"] + _SMALL_SHARE:
+        return None
+    return (
+        f"{after['undesirable']:.1%} of the held-out pairs ended in the undesirable set (before: "
+        f"{before['undesirable']:.1%}): their loss fell, and the rejected response is still the likelier one. A margin "
+        "that does not depend on a wrong reference helps: constrained preference optimization (2605.20834)"
+    )

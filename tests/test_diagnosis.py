@@ -1,0 +1,49 @@
+"""Each known failure is seen where it is planted, and a sound run shows none."""
+
+import re
+
+import pytest
+
+from alignment.diagnosis import known_failures
+
+BEFORE = {
+    "accuracy": 0.5,
+    "accuracy_of_shorter": 0.5,
+    "margin": 0.0,
+    "chosen_logps": -100.0,
+    "rejected_logps": -100.0,
+    "undesirable": 0.0,
+}
+SOUND = {
+    "accuracy": 0.7,
+    "accuracy_of_shorter": 0.65,
+    "margin": 3.0,
+    "chosen_logps": -99.0,
+    "rejected_logps": -102.0,
+    "undesirable": 0.005,
+    "target_attainment": 0.6,
+}
+
+
+def test_a_sound_run_shows_none() -> None:
+    assert known_failures(BEFORE, SOUND) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"margin": 0.001}, "nothing moved"),
+        ({"chosen_logps": -103.0, "rejected_logps": -106.0}, "both log-probabilities fell: chosen by 3.0 nats"),
+        ({"target_attainment": 0.02}, "out of reach: .* reach 2.0% of it"),
+        ({"accuracy_of_shorter": 0.45}, "length explains the gain"),
+        ({"undesirable": 0.2}, "20.0% of the held-out pairs ended in the undesirable set"),
+    ],
+)
+def test_each_failure_is_seen_alone(changes: dict[str, float], expected: str) -> None:
+    (text,) = known_failures(BEFORE, SOUND | changes)
+    assert re.search(expected, text)
+
+
+def test_a_rise_of_both_is_no_fall_and_missing_metrics_are_not_looked_for() -> None:
+    assert known_failures(BEFORE, SOUND | {"chosen_logps": -90.0, "rejected_logps": -95.0}) == ()
+    assert known_failures({"loss": 1.0}, {"loss": 0.9}) == ()

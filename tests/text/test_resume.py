@@ -1,0 +1,71 @@
+"""A run that is killed and resumed ends where an uninterrupted one does, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from alignment.errors import UserError
+from alignment.trainer import last_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(recipe: str, folder: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "scripts/train.py", recipe, f"output_dir={folder}", "training.max_steps=12"),
+        *("training.save_strategy=steps", "training.save_steps=3", "training.logging_steps=1"),
+        *("training.disable_tqdm=true", "training.eval_strategy=no", "data.eval_fraction=0", *overrides),
+    ]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("recipes/quickstart/dpo.yaml", ("policy.lora={rank: 4, dropout: 0.1}",)),
+        ("recipes/quickstart/egpo.yaml", ()),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(recipe: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    """Losses and final weights are equal: data order, dropout, optimizer, schedule, samples and stages included."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(recipe, whole, *overrides), cwd=ROOT, env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(recipe, broken, *overrides), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    # Killed at whatever point it has reached a moment after its first checkpoint is on the disk.
+    while not list(broken.glob("checkpoint-*/alignment_state.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "final").exists(), "killed too late to prove anything"
+    (broken / "checkpoint-99").mkdir()  # torn: the state that is written last is missing
+    resumed = command(recipe, broken, *overrides, "training.resume_from_checkpoint=last")
+    subprocess.run(resumed, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert losses(broken) == losses(whole) and len(losses(whole)) == 12
+    names = [path.name for path in (whole / "final").glob("*.safetensors")]
+    assert names
+    for name in names:
+        first, second = load_file(whole / "final" / name), load_file(broken / "final" / name)
+        assert all(first[key].equal(second[key]) for key in first)
+
+
+def test_without_a_whole_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(UserError, match=r"expected a whole checkpoint to resume from .* found none"):
+        last_checkpoint(tmp_path)
