@@ -1,6 +1,7 @@
 """Anchors: the frozen policies whose log-probs a loss reads, and when they advance."""
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,14 +28,18 @@ class AnchorSet:
         needs: which anchors the loss reads.
         model: the policy, not wrapped for distribution.
         ref_model: the reference, or ``None``.
+        copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
+            right only until its first step.
 
     Raises:
         UserError: for a kind of anchor that only the loop over rounds can supply.
     """
 
-    def __init__(self, needs: Needs, model: nn.Module, ref_model: nn.Module | None = None) -> None:
+    def __init__(
+        self, needs: Needs, model: nn.Module, ref_model: nn.Module | None = None, *, copies_start: bool = True
+    ) -> None:
         self._policy = model
-        self._start: nn.Module | None = None
+        self._start: nn.Module | None = None if copies_start else model
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
         self._copies: dict[str, nn.Module] = {}
         self._decays: dict[str, float] = {}
@@ -62,15 +67,38 @@ class AnchorSet:
             self._start = _frozen_copy(self._policy)
         return self._start
 
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return next(self._policy.parameters()).device
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of the weights behind a name: of the base model alone where its adapter is disabled."""
+        module = self._copies.get(name, self._policy)
+        is_base = name not in self._copies and name not in self._behaviour
+        digest = hashlib.sha256()
+        for key, tensor in sorted(module.state_dict().items()):
+            if not (is_base and "lora_" in key):
+                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                # As bytes: numpy knows no bfloat16.
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def score_one(self, name: str, completions: Completions) -> Tensor:
+        """Log-probs [B, G] under one anchor."""
+        with self.model(name) as module:
+            return score(module, completions).logps_BG
+
     @contextmanager
     def model(self, name: str) -> Iterator[nn.Module]:
         """The module behind a name ("policy" is the one in training); inside the context it acts as that policy."""
-        if name in self._copies:
+        if name in self._copies and self._copies[name] is not self._policy:
             yield self._copies[name]
             return
         was_training = self._policy.training
         self._policy.eval()
-        if name in self._behaviour or name == "policy":
+        if name in self._behaviour or name in self._copies or name == "policy":
             yield self._policy
         else:
             # No copy: a LoRA policy without its adapter is the reference.
@@ -99,6 +127,13 @@ class AnchorSet:
             policy = dict(self._policy.named_parameters())
             for parameter_name, slow in self._copies[name].named_parameters():
                 slow.lerp_(policy[parameter_name].to(slow), 1.0 - decay)
+
+    def unread(self) -> "AnchorSet":
+        """What is left once the log-probs of every anchor are known: no copies, and the base of an adapter by name."""
+        base = tuple(name for name in self.names if name not in self._copies)
+        left = AnchorSet(Needs(feedback="pairs"), self._policy)
+        left.names = base
+        return left
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Weights of the slow targets; frozen policies are not part of a checkpoint."""

@@ -28,6 +28,8 @@ class AlignmentArguments(TrainingArguments):
         top_k: of both samplers: keep the k most likely tokens; ``None`` for all.
         max_prompt_length: the longest prompt, in tokens; longer ones are skipped and counted.
         max_completion_length: the longest response that is read from data, in tokens; longer ones are cut and counted.
+        store_anchors: compute the log-probs of frozen policies once for a data set, before training, and keep them on
+            disk: no reference model during training, and no forward of it in a second run.
     """
 
     remove_unused_columns: bool = False
@@ -42,6 +44,7 @@ class AlignmentArguments(TrainingArguments):
     top_k: int | None = None
     max_prompt_length: int = 512
     max_completion_length: int = 512
+    store_anchors: bool = False
 
     def __post_init__(self) -> None:
         problems = list(_sampling_problems(self))

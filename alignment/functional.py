@@ -134,7 +134,7 @@ def preference_metrics(x: LossInputs) -> dict[str, Tensor]:
     ``accuracy_of_shorter``: the accuracy on pairs whose chosen response has fewer tokens; ``accuracy_absolute``:
     probability that the chosen response has the larger log-prob; ``undesirable``: share of pairs in the undesirable set
     of arXiv 2605.20834, ``delta_ref < delta < 0`` with delta = log pi(chosen) - log pi(rejected): the loss fell, and
-    the rejected response is still the likelier one; ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats;
+    the rejected response is still the likelier one; both also ``_per_token``, which often disagrees; ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats;
     ``length_difference``: chosen minus rejected, in tokens. A prompt without such a comparison has ``nan``.
     """
     if x.feedback.prefs_KBGG is None or x.feedback.prefs_KBGG.shape[0] != 1:
@@ -156,9 +156,12 @@ def preference_metrics(x: LossInputs) -> dict[str, Tensor]:
         "length_difference": (wins_BGG * longer_BGG).sum((1, 2)),
     }
     if has_ref:
-        delta_BGG, delta_ref_BGG = differences(logps_BG), differences(x.anchor("ref"))
-        values["accuracy_absolute"] = (wins_BGG * (0.5 + 0.5 * delta_BGG.sign())).sum((1, 2))
-        values["undesirable"] = (wins_BGG * ((delta_ref_BGG < delta_BGG) & (delta_BGG < 0))).sum((1, 2))
+        for form, sizes_BG in (("", torch.ones_like(logps_BG)), ("_per_token", x.lengths_BG)):
+            delta_BGG = differences(per_token(logps_BG, sizes_BG))
+            delta_ref_BGG = differences(per_token(x.anchor("ref"), sizes_BG))
+            is_undesirable_BGG = (delta_ref_BGG < delta_BGG) & (delta_BGG < 0)
+            values[f"accuracy_absolute{form}"] = (wins_BGG * (0.5 + 0.5 * delta_BGG.sign())).sum((1, 2))
+            values[f"undesirable{form}"] = (wins_BGG * is_undesirable_BGG).sum((1, 2))
     return {name: torch.where(weight_B > 0, value_B, torch.nan) for name, value_B in values.items()}
 
 

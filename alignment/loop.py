@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import huggingface_hub
 import peft
 import torch
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.table import Table
 from transformers import (
     AutoModelForCausalLM,
@@ -89,17 +92,20 @@ def run(recipe: Recipe) -> RunResult:
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if is_first:
         _write_header(folder, recipe, checkpoint)
-    trainer = PreferenceTrainer(
-        model=model,
-        ref_model=_load_model(recipe.policy.ref_model, recipe.policy) if recipe.policy.ref_model else None,
-        args=args,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-        oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
-        peft_config=None if recipe.policy.lora is None else _lora_config(recipe.policy.lora),
-        method=method,
-        callbacks=[_MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
+    trainer = _announced(
+        console,
+        lambda: PreferenceTrainer(
+            model=model,
+            ref_model=_load_model(recipe.policy.ref_model, recipe.policy) if recipe.policy.ref_model else None,
+            args=args,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=tokenizer,
+            oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
+            peft_config=None if recipe.policy.lora is None else _lora_config(recipe.policy.lora),
+            method=method,
+            callbacks=[_MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
+        ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
     before = trainer.evaluate() if eval_set else {}
@@ -209,6 +215,20 @@ def _lora_config(spec: LoRASpec) -> peft.LoraConfig:
     )
 
 
+def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> PreferenceTrainer:
+    """Build the trainer, and show what our modules log meanwhile."""
+    logger = logging.getLogger("alignment")
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        return build()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
     spec = recipe.early_stopping
     return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
@@ -285,6 +305,7 @@ _SHOWN = {
     "accuracy": "accuracy, relative to the reference",
     "accuracy_absolute": "accuracy, absolute: chosen likelier",
     "undesirable": "share of pairs in the undesirable set",
+    "undesirable_per_token": "the same, per token",
     "margin": "margin, nats",
     "chosen_logps": "log-prob of chosen, nats",
     "rejected_logps": "log-prob of rejected, nats",

@@ -202,6 +202,20 @@ def judge(rolled: Rollout, oracle: Oracle, needs: Needs) -> Feedback:
     return Feedback(wins_KBG=wins_BG[None])
 
 
+def annotate_stored(batch: Batch, completions: Completions, feedback: Feedback) -> Annotated:
+    """A batch of a data set whose rows carry the log-probs of every anchor."""
+    return Annotated(
+        completions=completions,
+        feedback=feedback,
+        weights_BG=None,
+        anchors=batch.anchors,
+        token_anchors={},
+        row_weight_B=batch.row_weight_B,
+        mismatched=batch.mismatched,
+        mismatched_anchors=batch.mismatched_anchors,
+    )
+
+
 def group_wins_of_pairs(completions: Completions, feedback: Feedback) -> tuple[Completions, Feedback]:
     """Win rates inside each group from whichever of its pairs were compared; what met nobody leaves the group."""
     assert feedback.prefs_KBGG is not None
@@ -237,7 +251,7 @@ def annotate(
     row_weight_B: Tensor,
     mismatched: Completions | None = None,
 ) -> Annotated:
-    """Add the anchors' log-probs."""
+    """Add the anchors' log-probs, fresh."""
     scores = anchors.score(completions)
     device = completions.input_ids_BGT.device
     return Annotated(

@@ -1,6 +1,7 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ from alignment.policies import CausalLMPolicy, score
 from alignment.stages import (
     Annotated,
     annotate,
+    annotate_stored,
     check_needs,
     group_wins_of_pairs,
     judge,
@@ -51,7 +53,10 @@ from alignment.stages import (
     prompts_only,
     rollout,
 )
+from alignment.store import store_folder, with_stored_anchors
 from alignment.types import Feedback, FeedbackKind, LossInputs, LossOutput, Method, Needs, Oracle
+
+logger = logging.getLogger(__name__)
 
 _STATE_FILE = "alignment_state.pt"
 
@@ -130,10 +135,7 @@ class PreferenceTrainer(Trainer):
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.anchors = AnchorSet(self.needs, self.model, ref_model)
-        for name in self.anchors.names:
-            with self.anchors.model(name) as module:
-                module.to(self.args.device)
+        self.anchors = self._make_anchors(ref_model)
         self.add_callback(_WholeIterations(self.needs.stages))
         self.add_callback(_AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
         # The last stage: the first batch begins an iteration.
@@ -144,6 +146,29 @@ class PreferenceTrainer(Trainer):
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
+
+    def _make_anchors(self, ref_model: nn.Module | None) -> AnchorSet:
+        """The anchors; where their log-probs are stored the rows carry them, and nothing is copied or kept."""
+        stores = self.args.store_anchors and bool(self.needs.anchors)
+        if stores and (self.is_online or self.needs.per_token):
+            raise UserError("store_anchors: expected a method that reads its responses, summed, from a data set")
+        if ref_model is not None:
+            ref_model.to(self.args.device)
+        anchors = AnchorSet(self.needs, self.model, ref_model, copies_start=not stores)
+        if not stores:
+            return anchors
+        for data in (self.train_dataset, self.eval_dataset):
+            if isinstance(data, _Rows):
+                # One process of a node computes; the others then find its file.
+                with self.args.main_process_first(desc="log-probs"):
+                    data.rows = with_stored_anchors(
+                        data.rows,
+                        anchors,
+                        folder=store_folder(),
+                        batch_size=self.args.eval_batch_size,
+                        announce=logger.info,
+                    )
+        return anchors.unread()
 
     def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
         if self.method_name is not None:
@@ -217,6 +242,8 @@ class PreferenceTrainer(Trainer):
             completions, feedback = batch.completions, _blanks_filled(batch, self.needs.feedback)
             if self.needs.feedback == "wins":
                 completions, feedback = group_wins_of_pairs(completions, feedback)
+            if batch.anchors:
+                return annotate_stored(batch, completions, feedback)
             return annotate(
                 completions,
                 feedback,

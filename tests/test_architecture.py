@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "types", "shapes", "functional"},
     {"methods", "games", "optim", "welfare"},
     {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
-    {"anchors", "stages", "rewards", "evaluation", "diagnosis", "model_card"},
+    {"anchors", "stages", "rewards", "evaluation", "diagnosis", "model_card", "store"},
     {"arguments", "trainer", "trainers"},
     {"config", "loop", "ablation", "doctor", "report", "cli", "__main__"},
 ]

@@ -387,6 +387,11 @@ def test_preference_metrics() -> None:
     # delta = -1 lies between delta_ref = -3 and 0: in the undesirable set, though the relative accuracy is 1.
     wrong = f.preference_metrics(pair_inputs(logps=[-5.0, -4.0], ref=[-6.0, -3.0], preference=1.0))
     assert (wrong["accuracy"].item(), wrong["accuracy_absolute"].item(), wrong["undesirable"].item()) == (1, 0, 1)
+    # Per token -5/10 beats -4/2, as -6/10 beat -3/2: with another measure of likelihood nothing is wrong.
+    wrong = f.preference_metrics(
+        replace(pair_inputs(logps=[-5.0, -4.0], ref=[-6.0, -3.0], preference=1.0), lengths_BG=torch.tensor([[10, 2]]))
+    )
+    assert (wrong["accuracy_absolute_per_token"].item(), wrong["undesirable_per_token"].item()) == (1, 0)
     for lengths, expected in (([2, 5], 1.0), ([5, 2], math.nan)):
         sized = replace(x, lengths_BG=torch.tensor([lengths]), feedback=hard_feedback())
         metrics = f.preference_metrics(sized)

@@ -33,6 +33,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             top_k=sampling.top_k,
             max_prompt_length=recipe.data.max_prompt_length,
             max_completion_length=recipe.data.max_completion_length,
+            store_anchors=recipe.anchors.store,
             **_current_names(recipe.training),
         )
     except UserError:

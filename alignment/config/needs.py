@@ -55,7 +55,11 @@ def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
         return [
             f"method '{name}' runs on exact games (`alignment game`) but not yet on language models: it needs {gap}"
         ]
-    return [*_source_problems(name, needs, recipe), *_unread(name, needs, recipe)]
+    return [
+        *_source_problems(name, needs, recipe),
+        *_unread(name, needs, recipe),
+        *_store_problems(name, needs, recipe),
+    ]
 
 
 def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
@@ -98,6 +102,16 @@ def _round_problems(name: str, needs: Needs, schedule: ScheduleSpec) -> list[str
             f"method '{name}': rounds that sample from the policy are not available on language models yet; expected "
             f"schedule.rounds = 1 and schedule.first = 'dataset', got {schedule.rounds} and '{schedule.first}'"
         ]
+    return []
+
+
+def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
+    if not recipe.anchors.store:
+        return []
+    if not needs.anchors:
+        return [f"method '{name}' reads no frozen policy: nothing to store (anchors.store=false)"]
+    if needs.samples_in_batches or needs.per_token:
+        return [f"method '{name}' reads log-probs that are not known before training: anchors.store must be false"]
     return []
 
 

@@ -159,6 +159,12 @@ class ScheduleSpec(_Block):
     first: Literal["rollout", "dataset"] = "rollout"
 
 
+class AnchorsSpec(_Block):
+    """How the log-probs of frozen policies come about: fresh in every batch, or once for the data set, kept on disk."""
+
+    store: bool = False
+
+
 class EarlyStoppingSpec(_Block):
     """Stop after ``patience`` evaluations that better ``training.metric_for_best_model`` by at most ``threshold``."""
 
@@ -175,6 +181,7 @@ class Recipe(_Block):
     oracle: dict[str, Any] | None = None
     sampling: SamplingSpec = SamplingSpec()
     schedule: ScheduleSpec
+    anchors: AnchorsSpec = AnchorsSpec()
     training: dict[str, Any] = Field(default_factory=dict)
     early_stopping: EarlyStoppingSpec | None = None
     output_dir: str = Field(min_length=1)
@@ -201,13 +208,15 @@ class Recipe(_Block):
             tree["oracle"] = dict(self.oracle)
         if not self.build_method().needs.samples_in_batches:
             del tree["sampling"]
+        if not self.anchors.store:
+            del tree["anchors"]
         if self.build_method().needs.schedule != "iterative":
             tree["schedule"] = {"kind": self.schedule.kind}
         return dump_yaml(_plain(tree))
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "training", "early_stopping")
+_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping")
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ batch. Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Batch:
         prompt_mask_BT: true on prompt tokens.
         rows: what was encoded, for texts and sources.
         mismatched: each prompt with a completion of another one (G = 1), where the rows carry them.
+        anchors: stored log-probs [B, G] of frozen policies, by name, zero at padding; empty where none are stored.
+        mismatched_anchors: the same [B] of the mismatched completions.
     """
 
     completions: Completions
@@ -39,6 +41,8 @@ class Batch:
     prompt_mask_BT: Tensor
     rows: tuple[Row, ...]
     mismatched: Completions | None = None
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
+    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_shapes(prompt_ids_BT=self.prompt_ids_BT, prompt_mask_BT=self.prompt_mask_BT)
@@ -59,6 +63,10 @@ class Batch:
             prompt_mask_BT=self.prompt_mask_BT.to(device, non_blocking=non_blocking),
             rows=self.rows,
             mismatched=None if self.mismatched is None else self.mismatched.to(device, non_blocking),
+            anchors={name: logps.to(device, non_blocking=non_blocking) for name, logps in self.anchors.items()},
+            mismatched_anchors={
+                name: logps.to(device, non_blocking=non_blocking) for name, logps in self.mismatched_anchors.items()
+            },
         )
 
 
@@ -89,7 +97,17 @@ def collate(encoded_rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
         prompt_mask_BT=prompt_mask_BT,
         rows=tuple(item.row for item in encoded_rows),
         mismatched=mismatched,
+        anchors={name: _stack_logps(encoded_rows, name, num_completions) for name in encoded_rows[0].anchors},
+        mismatched_anchors={
+            name: torch.tensor([item.mismatched_anchors[name] for item in encoded_rows])
+            for name in encoded_rows[0].mismatched_anchors
+        },
     )
+
+
+def _stack_logps(encoded_rows: Sequence[EncodedRow], name: str, num_completions: int) -> Tensor:
+    padded = [[*item.anchors[name], *[0.0] * (num_completions - len(item.completion_ids))] for item in encoded_rows]
+    return torch.tensor(padded)
 
 
 def _stack_tokens(encoded_rows: Sequence[EncodedRow], pad_token_id: int) -> tuple[Completions, Tensor, Tensor]:

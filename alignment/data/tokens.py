@@ -41,6 +41,8 @@ class EncodedRow:
         row: what was encoded.
         num_truncated: how many completions were cut to the limit.
         mismatched_ids: a completion of another prompt, for losses that read one; else empty.
+        anchors: stored log-probs of the completions under frozen policies, by name; empty where they are not stored.
+        mismatched_anchors: the same of the mismatched completion.
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,6 +50,8 @@ class EncodedRow:
     row: Row
     num_truncated: int = 0
     mismatched_ids: tuple[int, ...] = ()
+    anchors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    mismatched_anchors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

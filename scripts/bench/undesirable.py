@@ -20,7 +20,17 @@ from alignment import loop
 from alignment.config import load_recipe
 
 RECIPES = {"dpo": "recipes/dpo/tiny_hh.yaml", "cpo": "recipes/cpo/tiny_hh.yaml"}
-METRICS = ("undesirable", "accuracy_absolute", "accuracy", "margin", "chosen_logps", "rejected_logps", "kl_to_ref")
+METRICS = (
+    "undesirable",
+    "undesirable_per_token",
+    "accuracy_absolute",
+    "accuracy_absolute_per_token",
+    "accuracy",
+    "margin",
+    "chosen_logps",
+    "rejected_logps",
+    "kl_to_ref",
+)
 
 
 def measure(recipe: str, folder: Path) -> dict[str, dict[str, float]]:

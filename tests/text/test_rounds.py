@@ -48,7 +48,8 @@ def build(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausa
 def make(
     tokenizer: PreTrainedTokenizerFast, folder: object, method: dict[str, Any], **changes: Any
 ) -> PreferenceTrainer:
-    ref_model = changes.pop("ref_model", None)
+    objects = {name: changes.pop(name, None) for name in ("model", "ref_model", "oracle", "peft_config", "rows")}
+    torch.manual_seed(0)
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": 3,
@@ -62,12 +63,14 @@ def make(
         "disable_tqdm": True,
     }
     return PreferenceTrainer(
-        model=build(tokenizer),
-        ref_model=ref_model,
+        model=objects["model"] or build(tokenizer),
+        ref_model=objects["ref_model"],
         args=AlignmentArguments(**settings | changes),
-        train_dataset=rows(),
-        eval_dataset=rows(),
+        train_dataset=objects["rows"] or rows(),
+        eval_dataset=objects["rows"] or rows(),
         processing_class=tokenizer,
+        oracle=objects["oracle"],
+        peft_config=objects["peft_config"],
         method=method,
     )
 

@@ -1,0 +1,140 @@
+"""The log-prob store: equal to fresh log-probs, computed once, and never read for something else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerFast
+
+from alignment.data import Comparison
+from alignment.errors import UserError
+from alignment.store import store_folder
+from alignment.trainer import PreferenceTrainer
+from tests.text.test_rounds import build, losses, make, rows, tokenizer
+
+__all__ = ["tokenizer"]
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "dpo", "beta": 0.1},
+    {"name": "inpo", "tau": 0.02, "eta": 0.1},
+    {"name": "sppo", "eta": 2.0},
+    {"name": "lipo", "beta": 0.05},
+    {"name": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNMENT_CACHE", str(tmp_path / "cache"))
+
+
+def scored_rows() -> Any:
+    from dataclasses import replace
+
+    return tuple(replace(row, scores=(1.0, 0.0)) for row in rows())
+
+
+@contextmanager
+def counted_forwards(module: torch.nn.Module) -> Iterator[list[int]]:
+    calls: list[int] = []
+    hook = module.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_stored_equals_fresh(method: dict[str, Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The whole loss trajectory, and the held-out loss after it; without a copy of the reference."""
+    changes = {"rows": scored_rows() if method["name"] == "lipo" else None}
+    fresh = make(tokenizer, tmp_path, method, **changes)
+    stored = make(tokenizer, tmp_path, method, store_anchors=True, **changes)
+    assert stored.anchors.names == ()
+    assert losses(stored) == pytest.approx(losses(fresh), rel=1e-6)
+    assert stored.evaluate()["eval_loss"] == pytest.approx(fresh.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_a_second_run_computes_no_reference_forward(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Building the trainer scores the data once; the second time it only reads. The values agree to 1e-6."""
+    method = METHODS[0]
+    model = build(tokenizer)
+    with counted_forwards(model) as calls:
+        first = make(tokenizer, tmp_path, method, model=model, store_anchors=True)
+        assert len(calls) > 0
+        calls.clear()
+        second = make(tokenizer, tmp_path, method, model=model, store_anchors=True)
+        assert calls == []
+    assert [row.anchors for row in first.train_dataset] == [row.anchors for row in second.train_dataset]
+    live = make(tokenizer, tmp_path, method, model=model)
+    batch = next(iter(live.get_eval_dataloader()))["batch"]
+    kept = next(iter(second.get_eval_dataloader()))["batch"]
+    fresh_BG = live.anchors.score(batch.completions)["ref"].logps_BG
+    torch.testing.assert_close(kept.anchors["ref"], fresh_BG, rtol=1e-6, atol=1e-6)
+
+
+def files() -> set[str]:
+    return {path.name for path in store_folder().glob("*.safetensors")}
+
+
+def test_other_weights_and_other_rows_miss(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Equal data share one file; other weights and another response are looked up anew, another label is not."""
+    method = METHODS[0]
+    make(tokenizer, tmp_path, method, store_anchors=True)
+    start = files()
+    assert len(start) == 1, "training and evaluation rows are the same here"
+    make(tokenizer, tmp_path, method, store_anchors=True, model=build(tokenizer, seed=5))
+    assert len(files()) == 2
+    from dataclasses import replace
+
+    changed = (*rows()[:-1], replace(rows()[-1], responses=("red", "blue")))
+    make(tokenizer, tmp_path, method, store_anchors=True, rows=changed)
+    assert len(files()) == 3
+    relabelled = tuple(replace(row, comparisons=(Comparison(0, 1, 0.5),)) for row in rows())
+    make(tokenizer, tmp_path, method, store_anchors=True, rows=relabelled)
+    assert len(files()) == 3, "labels are no part of a log-prob"
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "renamed"])
+def test_a_damaged_or_stale_file_is_refused(fault: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    method = METHODS[0]
+    make(tokenizer, tmp_path, method, store_anchors=True)
+    (path,) = store_folder().glob("*.safetensors")
+    data = path.read_bytes()
+    if fault == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif fault == "flipped":
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        make(tokenizer, tmp_path, method, store_anchors=True, model=build(tokenizer, seed=5))
+        (other,) = set(store_folder().glob("*.safetensors")) - {path}
+        other.rename(path)
+    with pytest.raises(UserError, match=r"delete it, and the log-probs are computed again"):
+        make(tokenizer, tmp_path, method, store_anchors=True)
+
+
+def test_an_adapter_keeps_its_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """With LoRA the stored reference is the base model, whatever the adapter; the KL can still be measured."""
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    fresh = make(tokenizer, tmp_path, METHODS[0], peft_config=lora)
+    stored = make(tokenizer, tmp_path, METHODS[0], peft_config=lora, store_anchors=True)
+    assert stored.anchors.names == ("ref",)
+    assert losses(stored) == pytest.approx(losses(fresh), rel=1e-6)
+    assert "eval_kl_to_ref" in stored.evaluate()
+
+
+def test_online_methods_have_nothing_to_store(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    from alignment.oracles import RuleOracle
+    from alignment.oracles.rules import shorter
+
+    with pytest.raises(UserError, match="store_anchors"):
+        make(tokenizer, tmp_path, {"name": "omd", "tau": 0.1}, store_anchors=True, oracle=RuleOracle(shorter))
+
+
+def test_a_separate_reference_equals_the_disabled_adapter(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    one = make(tokenizer, tmp_path, METHODS[0], peft_config=lora)
+    two = make(tokenizer, tmp_path, METHODS[0], peft_config=lora, ref_model=build(tokenizer))
+    assert isinstance(one, PreferenceTrainer) and losses(one) == pytest.approx(losses(two), rel=1e-6)
