@@ -109,12 +109,17 @@ def run(recipe: Recipe) -> RunResult:
 def _read(recipe: Recipe, console: Console) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     source = recipe.data.preferences or recipe.data.prompts
     assert isinstance(source, DataSource)
-    result = read_rows(list(source.path), format=source.format, columns=source.columns, prompt_role=source.prompt_role)
+    # The keys of a source are the options of the reader.
+    result = read_rows(source.path, **source.model_dump(exclude={"path"}))
     console.print(f"data: {result.summary()}", markup=False, highlight=False)
-    rows = result.rows[: source.limit]
+    if source is recipe.data.preferences and set(result.formats) & {"prompts", "completions"}:
+        raise UserError(
+            f"{', '.join(source.path)}: expected feedback on responses in data.preferences, found the format "
+            f"{' and '.join(dict.fromkeys(result.formats))}; map its columns, or name the file in data.prompts"
+        )
     if recipe.data.eval_fraction == 0:
-        return rows, ()
-    return split_rows(rows, recipe.data.eval_fraction, recipe.seed)
+        return result.rows, ()
+    return split_rows(result.rows, recipe.data.eval_fraction, recipe.seed)
 
 
 def _encode(

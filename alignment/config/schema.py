@@ -74,12 +74,20 @@ class PolicySpec(_Block):
 
 
 class DataSource(_Block):
-    """Data files: one path or several. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
+    """Data: paths or ``hf://owner/name``. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
 
     path: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-    format: Literal["auto", "pairs", "hh", "ranked", "scored", "prompts"] = "auto"
-    columns: dict[str, str] | None = None
+    format: Literal[
+        "auto", "pairs", "implicit", "hh", "labelled", "ranked", "scored", "unpaired", "completions", "prompts"
+    ] = "auto"
+    columns: dict[str, str | list[str] | dict[str, str | list[str]]] | None = None
+    labels: dict[str, Literal["left", "right", "tie", "good", "bad", "skip"]] | None = None
+    annotators: Literal["separate", "mean"] = "separate"
     prompt_role: Literal["text", "user"] = "text"
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
     limit: int | None = Field(default=None, gt=0)
 
 
