@@ -100,11 +100,12 @@ class Skipped:
     source: str
 
 
-def describe_skipped(skipped: Mapping[str, tuple[str, ...]]) -> str:
+def describe_skipped(skipped: Mapping[str, tuple[str, ...]], *, verb: str = "skipped") -> str:
     """Say in one line what was left out.
 
     Args:
         skipped: reason -> the sources left out for it.
+        verb: what happened to them.
 
     Returns:
         The total, then each reason with its count and first sources.
@@ -114,12 +115,12 @@ def describe_skipped(skipped: Mapping[str, tuple[str, ...]]) -> str:
         'skipped 3: 1 empty reply (a.jsonl:3), 2 prompts differ (a.jsonl:5, a.jsonl:9)'
     """
     if not skipped:
-        return "skipped 0"
+        return f"{verb} 0"
     total = sum(len(sources) for sources in skipped.values())
     reasons = ", ".join(
         f"{len(sources):,} {reason} ({shorten_sources(sources)})" for reason, sources in skipped.items()
     )
-    return f"skipped {total:,}: {reasons}"
+    return f"{verb} {total:,}: {reasons}"
 
 
 def shorten_sources(sources: tuple[str, ...]) -> str:

@@ -152,11 +152,17 @@ def _check_mapped(columns: Mapping[str, ColumnSpec], first: JsonObject, source: 
         missing = [] if name in _INSIDE else [column for column in spec_columns(spec) if column not in first]
         if missing:
             proposal = propose_column(missing[0], list(first)) or propose_column(name, list(first))
-            advice = f"did you mean {as_yaml({name: proposal})}?" if proposal else "correct the mapping"
+            advice = (
+                f"did you mean {as_yaml({name: _replace(spec, missing[0], proposal)})}?" if proposal else "correct it"
+            )
             raise UserError(
                 f"{source}: expected a column {missing[0]!r}, which columns maps to {name!r}, found {listed(first)}; "
                 f"{advice}"
             )
+
+
+def _replace(spec: ColumnSpec, wrong: str, right: str) -> str | list[str]:
+    return right if isinstance(spec, str) else [right if name == wrong else name for name in spec_columns(spec)]
 
 
 # Kinds of rows

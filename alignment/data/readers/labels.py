@@ -32,6 +32,7 @@ _WORDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("false", "0", "bad", "undesirable"), "bad"),
     },
 }
+_EXAMPLES = {"labelled": "labels: {1: left, 2: right, 0: tie}", "unpaired": "labels: {yes: good, no: bad}"}
 _PROBABILITY = {"left": 1.0, "tie": 0.5, "right": 0.0}
 
 
@@ -142,20 +143,20 @@ def _verdicts(record: Record) -> dict[str | None, str]:
 
 
 def _meaning(record: Record, column: str, value: JsonValue) -> str:
-    format = record.layout.format
+    format, declared = record.layout.format, record.layout.labels
     text = label_text(value)
-    known: Mapping[str, str] = record.layout.labels if record.layout.labels is not None else _words(record, format)
+    known = _words(record) if declared is None else declared
     if text not in known:
-        meanings = " or ".join(MEANINGS[format])
+        expected = "a common word for a label" if declared is None else f"a label of {listed(declared)}"
         raise UserError(
-            f"{record.source}: expected a label of {listed(known)} in the column {column!r}, found {text!r}; say what "
-            f"every label of the file means, such as labels: {{{text}: {MEANINGS[format][0]}}} ({meanings})"
+            f"{record.source}: expected {expected} in the column {column!r}, found {text!r}; say what every label "
+            f"means, such as {_EXAMPLES[format]} (or {', '.join(MEANINGS[format])})"
         )
     return known[text]
 
 
-def _words(record: Record, format: str) -> Mapping[str, str]:
-    spec = record.spec("responses")
+def _words(record: Record) -> Mapping[str, str]:
+    format, spec = record.layout.format, record.spec("responses")
     if format != "labelled" or isinstance(spec, str):
         return _WORDS[format]
     # A label may name the winning column.

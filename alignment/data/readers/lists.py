@@ -100,7 +100,7 @@ def _finish(record: Record, whole: _List, *, min_responses: int) -> tuple[Outcom
         return record.skip("empty reply")
     if len(kept.responses) > 1 and len({response.strip() for response in kept.responses}) == 1:
         return record.skip("all responses equal")
-    dropped = (Dropped("empty response", record.source),) * num_dropped
+    dropped = (Dropped("empty response of a list", record.source),) * num_dropped
     if len(kept.judges) > 1:
         return (record.row(prompt, kept.responses, panel=kept.judges), *dropped)
     merits = kept.judges[0].scores

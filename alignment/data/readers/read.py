@@ -48,7 +48,7 @@ class ReadResult:
         names = " and ".join(dict.fromkeys(self.formats))
         origin = f" from {self.num_read:,}" if len(self.rows) > self.num_read else ""
         tied = f", {self.num_tied:,} tied" if self.num_tied else ""
-        dropped = f"; of lists that stay: {describe_skipped(self.dropped)}" if self.dropped else ""
+        dropped = f"; {describe_skipped(self.dropped, verb='dropped')}" if self.dropped else ""
         return f"{len(self.rows):,} rows{origin} ({names}){tied}; {describe_skipped(self.skipped)}{dropped}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignment.data.readers.proposals import as_yaml, propose_column
-from alignment.data.readers.values import JsonObject, JsonValue, kind, listed, read_number
+from alignment.data.readers.values import Cell, JsonObject, JsonValue, kind, listed, read_number
 from alignment.data.rows import Comparison, OracleScores, Row, Skipped, Turn
 from alignment.errors import UserError
 
@@ -110,7 +110,8 @@ class Record:
         value = self.values.get(self.column(name))
         if value is not None and not isinstance(value, str | int):
             raise self.wrong(name, "a string or an integer", value)
-        return None if value is None else str(value)
+        # CSV has no null, only an empty cell.
+        return None if value is None or (isinstance(value, Cell) and not value) else str(value)
 
     def wrong(self, name: str, expected: str, found: JsonValue) -> UserError:
         return UserError(
