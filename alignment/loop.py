@@ -24,7 +24,7 @@ from transformers import (
 
 import alignment
 from alignment.config import DataSource, LoRASpec, PolicySpec, Recipe, build_arguments
-from alignment.data import EncodedRow, Row, encode_rows, read_rows, split_rows
+from alignment.data import EncodedRow, ReadResult, Row, encode_rows, read_rows, split_rows
 from alignment.errors import UserError
 from alignment.oracles import build_oracle
 from alignment.tiny import tiny_model, tiny_tokenizer
@@ -106,11 +106,15 @@ def run(recipe: Recipe) -> RunResult:
     return result
 
 
+def read_source(source: DataSource) -> ReadResult:
+    """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
+    return read_rows(source.path, **source.model_dump(exclude={"path"}))
+
+
 def _read(recipe: Recipe, console: Console) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     source = recipe.data.preferences or recipe.data.prompts
     assert isinstance(source, DataSource)
-    # The keys of a source are the options of the reader.
-    result = read_rows(source.path, **source.model_dump(exclude={"path"}))
+    result = read_source(source)
     console.print(f"data: {result.summary()}", markup=False, highlight=False)
     if source is recipe.data.preferences and set(result.formats) & {"prompts", "completions"}:
         raise UserError(

@@ -81,7 +81,8 @@ def detect_layout(reading: Reading, first: JsonObject, source: str) -> Layout:
     elif reading.format == "ranked" and "ranks" not in columns:
         columns |= _find_ranks(first, columns)
     columns |= _find_prompt(first, columns)
-    kind = _find_kind(first, columns)
+    mapped = frozenset(reading.columns)
+    kind = _find_kind(first, columns, mapped)
     if reading.format == "auto":
         _check_kind(kind, first, reading, source)
     format = _format_of(kind, first, columns) if reading.format == "auto" else reading.format
@@ -94,7 +95,7 @@ def detect_layout(reading: Reading, first: JsonObject, source: str) -> Layout:
         format=format,
         kind=kind if reading.format == "auto" else None,
         columns=columns,
-        is_prompt_named="prompt" in reading.columns,
+        mapped=mapped,
         prompt_role=reading.prompt_role,
         labels=None if labels is None else _read_labels(labels, format),
         annotators=reading.annotators,
@@ -107,7 +108,7 @@ def check_kind(layout: Layout, values: JsonObject, source: str) -> None:
     """A row of another kind than the first one is an error: its tokens or its feedback would mean something else."""
     if layout.kind is None:
         return
-    kind = _find_kind(values, layout.columns)
+    kind = _find_kind(values, layout.columns, layout.mapped)
     # A missing prompt is the parser's error, which says more.
     if kind is None or kind == layout.kind or (kind, layout.kind) == ("implicit", "pairs of strings"):
         return
@@ -168,7 +169,7 @@ def _replace(spec: ColumnSpec, wrong: str, right: str) -> str | list[str]:
 # Kinds of rows
 
 
-def _find_kind(values: JsonObject, columns: Mapping[str, ColumnSpec]) -> str | None:
+def _find_kind(values: JsonObject, columns: Mapping[str, ColumnSpec], mapped: frozenset[str]) -> str | None:
     """The format of a row, with what else must be the same in all rows of a file."""
 
     def given(name: str) -> bool:
@@ -182,18 +183,21 @@ def _find_kind(values: JsonObject, columns: Mapping[str, ColumnSpec]) -> str | N
             return "pairs of strings"
         return "hh" if is_transcript(chosen) else "implicit"
     if given("responses"):
-        return _list_kind(values, columns)
+        return _list_kind(values, columns, mapped)
     if given("completion"):
         return "unpaired" if given("label") else "completions"
     return "prompts" if given("prompt") else None
 
 
-def _list_kind(values: JsonObject, columns: Mapping[str, ColumnSpec]) -> str:
+def _list_kind(values: JsonObject, columns: Mapping[str, ColumnSpec], mapped: frozenset[str]) -> str:
     if not _is_list(values, columns):
         return "labelled"
-    if is_given(values, columns.get("scores", "scores")) or "scores" in columns or _candidates(values, columns):
-        return "ranked" if "ranks" in columns and "scores" not in columns else "scored"
-    return "ranked"
+    # Scores that are mapped are asked for: a file that lacks them must fail, not turn into a ranked one.
+    if "ranks" in columns or "scores" in mapped:
+        return "scored" if "scores" in columns else "ranked"
+    spec = columns.get("scores", "scores")
+    is_scored = is_given(values, spec) or spec in _inner_keys(values, columns) or _candidates(values, columns)
+    return "scored" if is_scored else "ranked"
 
 
 def _is_list(values: JsonObject, columns: Mapping[str, ColumnSpec]) -> bool:

@@ -30,7 +30,7 @@ class Layout:
         format: a name of the table in ``alignment.data.readers``.
         kind: the format with what else must not change from row to row; ``None`` where the recipe names the format.
         columns: our name -> the file's: one column, several, or for the scores of several oracles a name for each.
-        is_prompt_named: whether the recipe says which column holds the prompt.
+        mapped: our names that the recipe maps; the other columns were found.
         prompt_role: the role of a prompt given as a string.
         labels: text of a label -> its meaning, where the recipe says it.
         annotators: what becomes of several labels of one row.
@@ -41,7 +41,7 @@ class Layout:
     format: str
     kind: str | None
     columns: Mapping[str, ColumnSpec]
-    is_prompt_named: bool
+    mapped: frozenset[str]
     prompt_role: str
     labels: Mapping[str, str] | None
     annotators: str

@@ -102,7 +102,7 @@ def _join(record: Record) -> str:
 
 
 def _check_whole(record: Record) -> None:
-    if not record.layout.is_prompt_named and record.spec("prompt") == "instruction" and record.values.get("input"):
+    if "prompt" not in record.layout.mapped and record.spec("prompt") == "instruction" and record.values.get("input"):
         raise UserError(
             f"{record.source}: expected the whole prompt in one column, found 'instruction' and 'input'; join the two "
             "with columns: {prompt: [instruction, input]}, or leave 'input' out with columns: {prompt: instruction}"
