@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment.data.readers.records import Dropped, Outcome, Record
+from alignment.data.readers.records import ColumnSpec, Dropped, Outcome, Record, spec_columns
 from alignment.data.readers.turns import is_blank, read_prompt
 from alignment.data.readers.values import JsonValue, kind, read_list, read_number
 from alignment.data.rows import Comparison, OracleScores
@@ -164,17 +164,17 @@ def _judges_inside(record: Record, items: list[JsonValue], num_responses: int) -
     )
 
 
-def _read_vector(record: Record, name: str, spec: str | Sequence[str], num_responses: int) -> tuple[float, ...]:
+def _read_vector(record: Record, name: str, spec: ColumnSpec, num_responses: int) -> tuple[float, ...]:
     return _vector(record, name, _find(record, name, spec, num_responses), num_responses)
 
 
-def _find(record: Record, name: str, spec: str | Sequence[str], num_responses: int) -> JsonValue:
+def _find(record: Record, name: str, spec: ColumnSpec, num_responses: int) -> JsonValue:
     """The value of a column, of a column for each response, or of a key inside the response objects."""
     if not isinstance(spec, str):
-        for column in spec:
+        for column in spec_columns(spec):
             if column not in record.values:
                 raise record.missing(name, column)
-        return [record.values[column] for column in spec]
+        return [record.values[column] for column in spec_columns(spec)]
     if spec in record.values:
         return read_list(record.values[spec])
     responses = response_values(record)
