@@ -134,8 +134,9 @@ def preference_metrics(x: LossInputs) -> dict[str, Tensor]:
     ``accuracy_of_shorter``: the accuracy on pairs whose chosen response has fewer tokens; ``accuracy_absolute``:
     probability that the chosen response has the larger log-prob; ``undesirable``: share of pairs in the undesirable set
     of arXiv 2605.20834, ``delta_ref < delta < 0`` with delta = log pi(chosen) - log pi(rejected): the loss fell, and
-    the rejected response is still the likelier one; both also ``_per_token``, which often disagrees; ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats;
-    ``length_difference``: chosen minus rejected, in tokens. A prompt without such a comparison has ``nan``.
+    the rejected response is still the likelier one; both also ``_per_token``, which often disagrees;
+    ``chosen_logps`` and ``rejected_logps``: summed log-probs, in nats; ``length_difference``: chosen minus rejected, in
+    tokens. A prompt without such a comparison has ``nan``.
     """
     if x.feedback.prefs_KBGG is None or x.feedback.prefs_KBGG.shape[0] != 1:
         return {}

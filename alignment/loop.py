@@ -13,7 +13,6 @@ import huggingface_hub
 import peft
 import torch
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +29,7 @@ from transformers import (
 
 import alignment
 from alignment.config import DataSource, LoRASpec, PolicySpec, Recipe, build_arguments
-from alignment.data import EncodedRow, Row, encode_rows, read_rows, split_rows
+from alignment.data import EncodedRow, ReadResult, Row, encode_rows, read_rows, split_rows
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.model_card import model_card
@@ -131,15 +130,24 @@ def run(recipe: Recipe) -> RunResult:
     return result
 
 
+def read_source(source: DataSource) -> ReadResult:
+    """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
+    return read_rows(source.path, **source.model_dump(exclude={"path"}))
+
+
 def _read(recipe: Recipe, console: Console) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     source = recipe.data.preferences or recipe.data.prompts
     assert isinstance(source, DataSource)
-    result = read_rows(list(source.path), format=source.format, columns=source.columns, prompt_role=source.prompt_role)
+    result = read_source(source)
     console.print(f"data: {result.summary()}", markup=False, highlight=False)
-    rows = result.rows[: source.limit]
+    if source is recipe.data.preferences and set(result.formats) & {"prompts", "completions"}:
+        raise UserError(
+            f"{', '.join(source.path)}: expected feedback on responses in data.preferences, found the format "
+            f"{' and '.join(dict.fromkeys(result.formats))}; map its columns, or name the file in data.prompts"
+        )
     if recipe.data.eval_fraction == 0:
-        return rows, ()
-    return split_rows(rows, recipe.data.eval_fraction, recipe.seed)
+        return result.rows, ()
+    return split_rows(result.rows, recipe.data.eval_fraction, recipe.seed)
 
 
 def _encode(
@@ -215,10 +223,21 @@ def _lora_config(spec: LoRASpec) -> peft.LoraConfig:
     )
 
 
+class _ToConsole(logging.Handler):
+    """Prints what is logged as one line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(record.getMessage(), markup=False, highlight=False)
+
+
 def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> PreferenceTrainer:
     """Build the trainer, and show what our modules log meanwhile."""
     logger = logging.getLogger("alignment")
-    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    handler = _ToConsole(console)
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -653,9 +653,9 @@ def _check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
     if needs.samples_in_batches:
         return
     what, found = (
-        ("scores", any(item.row.scores is not None for item in rows))
+        ("scores", any(item.row.scores is not None or item.row.panel for item in rows))
         if needs.feedback == "scores"
-        else ("comparisons", any(item.row.comparisons for item in rows))
+        else ("comparisons", any(item.row.comparisons or item.row.panel for item in rows))
     )
     if not found:
         raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")

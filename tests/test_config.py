@@ -144,6 +144,19 @@ def test_a_resolved_recipe_reads_back_equal(write: Write, text: str) -> None:
     assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
 
 
+def test_columns_and_labels_survive_the_resolved_recipe(write: Write) -> None:
+    """Labels are text, whatever YAML would make of them."""
+    overrides = [
+        "data.preferences.columns={prompt: [a, b], scores: {kind: k, true: [t1, t2]}}",
+        "data.preferences.labels={1: left, 0: tie, null: skip, no: right}",
+    ]
+    recipe = load_recipe(write(OFFLINE), overrides).recipe
+    assert recipe.data.preferences is not None
+    assert recipe.data.preferences.columns == {"prompt": ["a", "b"], "scores": {"kind": "k", "true": ["t1", "t2"]}}
+    assert recipe.data.preferences.labels == {"1": "left", "0": "tie", "null": "skip", "no": "right"}
+    assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
+
+
 def test_extends_is_relative_to_its_file_and_chains(write: Write) -> None:
     write(OFFLINE, "base/root.yaml")
     write("extends: root.yaml\nseed: 1\ntraining: {max_steps: 5}", "base/middle.yaml")
@@ -316,6 +329,25 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
         ("data.prompts.path=x", "data: expected exactly one of data.preferences and data.prompts, got both"),
         ("data.preferences.path=3", "data.preferences.path: expected text or a list of texts, got 3"),
         ("data.preferences.path=[a, 3]", "data.preferences.path.1: expected text, got 3"),
+        ("data.preferences.columns=prompt", "data.preferences.columns: expected a block of keys, got 'prompt'"),
+        (
+            "data.preferences.columns.prompt=3",
+            "data.preferences.columns.prompt: expected a column, a list of columns, or a column for each oracle, got 3",
+        ),
+        ("data.preferences.columns.prompt=[a, 3]", "data.preferences.columns.prompt: expected a column, a list of"),
+        (
+            "data.preferences.columns.scores={a: {b: c}}",
+            "data.preferences.columns.scores: expected a column, a list of",
+        ),
+        (
+            "data.preferences.labels.1=lef",
+            "data.preferences.labels.1: expected 'left', 'right', 'tie', 'good', 'bad' or 'skip', got 'lef'",
+        ),
+        ("data.preferences.annotators=all", "data.preferences.annotators: expected 'separate' or 'mean', got 'all'"),
+        (
+            "data.preferences.column={}",
+            "unknown key 'data.preferences.column'; did you mean 'data.preferences.columns'?",
+        ),
         ("data.preferences.limit=0", "data.preferences.limit: expected a number > 0, got 0"),
         ("data.preferences=x", "data.preferences: expected a block of keys, got 'x'"),
         ("data.eval_fraction=1", "data.eval_fraction: expected a number < 1, got 1"),

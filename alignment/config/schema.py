@@ -82,13 +82,33 @@ class PolicySpec(_Block):
         return self
 
 
+ColumnSpec = str | list[str] | dict[str, str | list[str]]
+
+
+def _named_columns(value: Any) -> Any:
+    """One line for a wrong value: the branches of the union would fail one by one, each below its own key."""
+    parts = list(value.values()) if isinstance(value, dict) else [value]
+    names = [name for part in parts for name in (part if isinstance(part, list) else [part])]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected a column, a list of columns, or a column for each oracle, got {value}")
+    return value
+
+
 class DataSource(_Block):
-    """Data files: one path or several. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
+    """Data: paths or ``hf://owner/name``. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
 
     path: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-    format: Literal["auto", "pairs", "hh", "ranked", "scored", "prompts"] = "auto"
-    columns: dict[str, str] | None = None
+    format: Literal[
+        "auto", "pairs", "implicit", "hh", "labelled", "ranked", "scored", "unpaired", "completions", "prompts"
+    ] = "auto"
+    columns: dict[str, Annotated[ColumnSpec, BeforeValidator(_named_columns)]] | None = None
+    labels: dict[str, Literal["left", "right", "tie", "good", "bad", "skip"]] | None = None
+    annotators: Literal["separate", "mean"] = "separate"
     prompt_role: Literal["text", "user"] = "text"
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
     limit: int | None = Field(default=None, gt=0)
 
 

@@ -2,7 +2,7 @@
 
 from alignment.data.collate import Batch, collate, split_rows
 from alignment.data.readers import ReadResult, rank_scores, read_rows
-from alignment.data.rows import RAW_TEXT, Comparison, Row, Skipped, Turn, prompt_text
+from alignment.data.rows import RAW_TEXT, Comparison, OracleScores, Row, Skipped, Turn, prompt_text
 from alignment.data.tokens import EncodedRow, EncodeResult, encode_row, encode_rows, show_boundary, stop_token_ids
 from alignment.data.unpaired import unpair_rows, with_mismatched
 
@@ -12,6 +12,7 @@ __all__ = [
     "Comparison",
     "EncodeResult",
     "EncodedRow",
+    "OracleScores",
     "ReadResult",
     "Row",
     "Skipped",

@@ -1,7 +1,7 @@
 """Encoded rows -> tensors, and the split into training and evaluation rows.
 
 A sequence is [padding | prompt | completion | padding], so that the completion starts at the same column in the whole
-batch. Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``K`` oracles (here 1).
+batch. Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``K`` oracles.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ class Batch:
 
     Args:
         completions: G of each prompt; G is 0 where all rows are prompts only.
-        feedback: of one oracle; preferences where any row was compared, scores where any row was scored.
+        feedback: of one oracle, or of the panel that scored the rows; preferences where any row was compared, scores
+            where any row was scored.
         row_weight_B: multiplies the loss of a row, float32.
         prompt_ids_BT: the prompts alone, padded on the left; here T is the longest prompt.
         prompt_mask_BT: true on prompt tokens.
@@ -174,19 +175,39 @@ def split_rows(rows: Sequence[Row], eval_fraction: float, seed: int) -> tuple[tu
 
 def _stack_feedback(rows: list[Row], num_completions: int) -> Feedback:
     """nan where nobody was asked; the diagonal is 1/2 in any case."""
-    prefs_1BGG = torch.full((1, len(rows), num_completions, num_completions), torch.nan)
-    prefs_1BGG.diagonal(dim1=-2, dim2=-1).fill_(0.5)
-    scores_1BG = torch.full((1, len(rows), num_completions), torch.nan)
+    num_oracles = _count_oracles(rows)
+    prefs_KBGG = torch.full((num_oracles, len(rows), num_completions, num_completions), torch.nan)
+    prefs_KBGG.diagonal(dim1=-2, dim2=-1).fill_(0.5)
+    scores_KBG = torch.full((num_oracles, len(rows), num_completions), torch.nan)
     for b, row in enumerate(rows):
         for comparison in row.comparisons:
-            prefs_1BGG[0, b, comparison.winner, comparison.loser] = comparison.probability
-            prefs_1BGG[0, b, comparison.loser, comparison.winner] = 1.0 - comparison.probability
+            prefs_KBGG[0, b, comparison.winner, comparison.loser] = comparison.probability
+            prefs_KBGG[0, b, comparison.loser, comparison.winner] = 1.0 - comparison.probability
         if row.scores is not None:
-            scores_1BG[0, b, : len(row.scores)] = torch.tensor(row.scores)
+            scores_KBG[0, b, : len(row.scores)] = torch.tensor(row.scores)
+        for k, judge in enumerate(row.panel):
+            scores_G = torch.tensor(judge.scores, dtype=torch.float64)
+            size = len(judge.scores)
+            scores_KBG[k, b, :size] = scores_G
+            # A higher score wins for certain, as in a list of one oracle's scores.
+            prefs_KBGG[k, b, :size, :size] = 0.5 + 0.5 * (scores_G[:, None] - scores_G[None]).sign().float()
     return Feedback(
-        prefs_KBGG=prefs_1BGG if any(row.comparisons for row in rows) else None,
-        scores_KBG=scores_1BG if any(row.scores is not None for row in rows) else None,
+        prefs_KBGG=prefs_KBGG if any(row.comparisons or row.panel for row in rows) else None,
+        scores_KBG=scores_KBG if any(row.scores is not None or row.panel for row in rows) else None,
     )
+
+
+def _count_oracles(rows: list[Row]) -> int:
+    """K, the same for all rows: an index must mean one oracle."""
+    panels = {tuple(judge.oracle for judge in row.panel): row.source for row in rows if row.panel or row.responses}
+    if len(panels) > 1:
+        (first, source), (second, other) = list(panels.items())[:2]
+        names = [", ".join(panel) or "one unnamed oracle" for panel in (first, second)]
+        raise UserError(
+            f"{other}: expected the same oracles in all rows, found {names[1]} here and {names[0]} at {source}; score "
+            "all rows by all of them"
+        )
+    return max((len(panel) for panel in panels), default=0) or 1
 
 
 def _prompt_key(row: Row, seed: int) -> str:

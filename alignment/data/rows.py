@@ -35,6 +35,14 @@ class Comparison:
     probability: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class OracleScores:
+    """What one oracle of several said about the responses of a row: a number for each, larger is better."""
+
+    oracle: str
+    scores: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A prompt with its responses and the feedback on them.
@@ -44,6 +52,7 @@ class Row:
         responses: G replies; empty where only the prompt is known.
         comparisons: at most one for each unordered pair of responses.
         scores: one number for each response, larger is better, or ``None``.
+        panel: the scores of several oracles in place of ``comparisons`` and ``scores``, which are one oracle's.
         weight: multiplies the loss of this row.
         annotator: who compared, where the file says so.
         group: the group that the annotator belongs to, where the file says so.
@@ -57,6 +66,7 @@ class Row:
     responses: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     scores: tuple[float, ...] | None = None
+    panel: tuple[OracleScores, ...] = ()
     weight: float = 1.0
     annotator: str | None = None
     group: str | None = None
@@ -66,6 +76,7 @@ class Row:
         _check_prompt(self)
         _check_text(self)
         _check_comparisons(self)
+        _check_panel(self)
         _check_numbers(self)
 
 
@@ -89,11 +100,12 @@ class Skipped:
     source: str
 
 
-def describe_skipped(skipped: Mapping[str, tuple[str, ...]]) -> str:
+def describe_skipped(skipped: Mapping[str, tuple[str, ...]], *, verb: str = "skipped") -> str:
     """Say in one line what was left out.
 
     Args:
         skipped: reason -> the sources left out for it.
+        verb: what happened to them.
 
     Returns:
         The total, then each reason with its count and first sources.
@@ -103,12 +115,12 @@ def describe_skipped(skipped: Mapping[str, tuple[str, ...]]) -> str:
         'skipped 3: 1 empty reply (a.jsonl:3), 2 prompts differ (a.jsonl:5, a.jsonl:9)'
     """
     if not skipped:
-        return "skipped 0"
+        return f"{verb} 0"
     total = sum(len(sources) for sources in skipped.values())
     reasons = ", ".join(
         f"{len(sources):,} {reason} ({shorten_sources(sources)})" for reason, sources in skipped.items()
     )
-    return f"skipped {total:,}: {reasons}"
+    return f"{verb} {total:,}: {reasons}"
 
 
 def shorten_sources(sources: tuple[str, ...]) -> str:
@@ -162,13 +174,25 @@ def _check_comparisons(row: Row) -> None:
         asked.add(pair)
 
 
-def _check_numbers(row: Row) -> None:
-    if row.scores is not None and len(row.scores) != len(row.responses):
+def _check_panel(row: Row) -> None:
+    names = [judge.oracle for judge in row.panel]
+    if len(set(names)) < len(names):
+        raise UserError(f"{row.source}: expected each oracle once, found {', '.join(names)}; give them different names")
+    if row.panel and (row.comparisons or row.scores is not None):
         raise UserError(
-            f"{row.source}: expected one score for each of the {len(row.responses)} responses, found "
-            f"{len(row.scores)}; score all responses or none"
+            f"{row.source}: expected a panel of oracles, or the comparisons and scores of one, found both; a "
+            "comparison does not say whose it is"
         )
-    if row.scores is not None and not all(math.isfinite(score) for score in row.scores):
-        raise UserError(f"{row.source}: expected finite scores, found {list(row.scores)}; remove or repair the row")
+
+
+def _check_numbers(row: Row) -> None:
+    for scores in (*([] if row.scores is None else [row.scores]), *(judge.scores for judge in row.panel)):
+        if len(scores) != len(row.responses):
+            raise UserError(
+                f"{row.source}: expected one score for each of the {len(row.responses)} responses, found "
+                f"{len(scores)}; score all responses or none"
+            )
+        if not all(math.isfinite(score) for score in scores):
+            raise UserError(f"{row.source}: expected finite scores, found {list(scores)}; remove or repair the row")
     if not (math.isfinite(row.weight) and row.weight >= 0.0):
         raise UserError(f"{row.source}: expected a weight of at least 0, found {row.weight}; remove or repair the row")

@@ -1,10 +1,16 @@
 """Tokenizers built in code: byte-level, so that every text survives, and small enough to build in milliseconds."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from alignment.data.readers import read_rows
+from alignment.errors import UserError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -80,3 +86,28 @@ def merging_tokenizer() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows as JSON lines."""
+
+    def write_rows(*rows: object, name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write_rows
+
+
+@pytest.fixture
+def reading_fails() -> Callable[..., str]:
+    """Reads and gives the one line of the UserError that it must raise."""
+
+    def read(path: object, match: str, **options: Any) -> str:
+        with pytest.raises(UserError, match=match) as caught:
+            read_rows(path, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return read

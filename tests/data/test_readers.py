@@ -19,18 +19,6 @@ BAD = {"role": "assistant", "content": "What?"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows as JSON lines."""
-
-    def write_rows(*rows: object, name: str = "data.jsonl") -> Path:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return path
-
-    return write_rows
-
-
 def fails(path: object, match: str, **options: Any) -> str:
     """The message of the UserError that reading raises: one line."""
     with pytest.raises(UserError, match=match) as caught:
@@ -196,7 +184,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "none.jsonl") in fails(tmp_path / "none.jsonl", "found nothing")
     fails(tmp_path, "found a directory")
     fails([], "at least one data file")
-    fails(put("rows.csv", b"prompt\n"), "ending in .jsonl, .json, .jsonl.gz, .json.gz, found 'rows.csv'")
+    fails(put("rows.txt", b"prompt\n"), "ending in .jsonl, .json, .csv, .jsonl.gz, .json.gz, .csv.gz, .parquet, found")
     for name in ("empty.jsonl", "empty.json"):
         fails(put(name, b""), rf"{name}: .*file is empty")
     fails(put("blank.jsonl", b"\n \n"), "blank.jsonl: .*file is empty")
@@ -226,8 +214,8 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         (PAIR | {"chosen": None}, "found null"),
         (PAIR | {"chosen": [GOOD]}, "conversation"),
         (
-            PAIR | {"chosen": [{"from": "gpt", "value": "a"}], "rejected": [BAD]},
-            "'role' and 'content'.*'from', 'value'",
+            {"prompt": "q", "chosen": [{"speaker": "gpt", "says": "a"}], "rejected": [BAD]},
+            "pairs of strings first at data.jsonl:1 and pairs of conversations first at data.jsonl:2",
         ),
         (PAIR | {"preference": 0.5}, "'preference' in every row or in none"),
         (PAIR | {"weight": 1}, "'weight' in every row or in none"),
@@ -265,6 +253,11 @@ def test_a_preference_must_be_a_probability(write: Callable[..., Path], preferen
         ({"instruction": "q", "input": "x"}, {}, "found 'instruction' and 'input'"),
         ({"prompt": []}, {}, "conversation of at least one turn"),
         ({"prompt": [{"role": "text", "content": "q"}]}, {}, "'role' and 'content'"),
+        (
+            {"chosen": [{"speaker": "gpt", "says": "a"}], "rejected": [BAD]},
+            {},
+            "'role' and 'content', or 'from' and 'value'.*'speaker', 'says'",
+        ),
     ],
 )
 def test_wrong_options_and_first_rows_are_refused(
@@ -325,51 +318,3 @@ def test_a_prompt_that_is_already_answered_is_skipped(write: Callable[..., Path]
 def test_a_file_of_skipped_rows_only_is_refused(write: Callable[..., Path]) -> None:
     message = fails(write(PAIR | {"chosen": ""}, PAIR | {"rejected": "4"}), "at least one usable row")
     assert "skipped 2: 1 empty reply (data.jsonl:1), 1 chosen equals rejected (data.jsonl:2)" in message
-
-
-# Real files
-
-
-FindData = Callable[[str], Path]
-
-
-def test_real_hh(real_data: FindData) -> None:
-    """2,312 pairs, of which 4 have an empty final reply and 5 part before the last turn, as the file's card says."""
-    result = read_rows(real_data("preferences/hh_harmless_base_test.jsonl.gz"))
-    assert result.formats == ("hh",) and len(result.rows) == 2303
-    assert {reason: len(sources) for reason, sources in result.skipped.items()} == {
-        "empty reply": 4,
-        "prompts differ": 5,
-    }
-    # Counted apart from this reader: transcripts with more than one human turn, skipped ones included.
-    assert 1640 <= sum(len(row.prompt) > 1 for row in result.rows) <= 1650
-
-
-def test_real_kway8(real_data: FindData) -> None:
-    """250 lists of 8, best first; 5 lists hold an empty response."""
-    columns = {"prompt": "instruction", "scores": "judge_p_win_vs_baseline"}
-    result = read_rows(real_data("preferences/alpaca_eval_kway8.jsonl.gz"), columns=columns)
-    assert len(result.rows) == 245 and len(result.skipped["empty reply"]) == 5
-    for row in result.rows:
-        assert row.scores is not None and len(row.responses) == 8 and len(row.comparisons) == 28
-        assert list(row.scores) == sorted(row.scores, reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "num_rows", "num_turns"),
-    [("alpaca_eval_805", 805, 1), ("mt_bench_80", 80, 2), ("arena_hard_v0.1_500", 500, 1)],
-)
-def test_real_prompts(real_data: FindData, name: str, num_rows: int, num_turns: int) -> None:
-    result = read_rows(real_data(f"prompts/prompts_{name}.jsonl.gz"), prompt_role="user")
-    assert len(result.rows) == num_rows and not result.skipped
-    assert all(len(row.prompt) == num_turns and row.prompt[0].role == "user" for row in result.rows)
-
-
-def test_real_files_of_other_shapes_are_refused(real_data: FindData) -> None:
-    """PandaLM's and LLMBar's labels are no probabilities; read as such they would train on noise."""
-    panda = real_data("preferences/pandalm_testset_v1.jsonl.gz")
-    llmbar = real_data("preferences/llmbar_natural_gptinst.jsonl.gz")
-    pair = {"chosen": "output_1", "rejected": "output_2", "prompt": "input", "preference": "label"}
-    fails(llmbar, r"gz:5: expected a preference in \[0, 1\], found 2.0", columns=pair)
-    fails(llmbar, "columns of a known format")
-    fails(panda, "'instruction' and 'input'")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from alignment.data.rows import Comparison, Row, Turn, describe_skipped
+from alignment.data.rows import Comparison, OracleScores, Row, Turn, describe_skipped
 from alignment.errors import UserError
 
 RIGHT: dict[str, Any] = {
@@ -15,6 +15,7 @@ RIGHT: dict[str, Any] = {
     "scores": (1.0, 0.0),
     "source": "file.jsonl:7",
 }
+BARE: dict[str, Any] = {"comparisons": (), "scores": None}
 
 
 def test_a_row_of_a_prompt_alone_needs_no_feedback() -> None:
@@ -37,6 +38,10 @@ def test_a_row_of_a_prompt_alone_needs_no_feedback() -> None:
         ({"comparisons": (Comparison(0, 1, -0.5),)}, r"in \[0, 1\], found -0.5"),
         ({"scores": (1.0,)}, "one score for each of the 2 responses, found 1"),
         ({"scores": (1.0, math.nan)}, "finite scores"),
+        ({"panel": (OracleScores("k", (1.0, 0.0)),)}, "a panel of oracles, or the comparisons and scores of one"),
+        (BARE | {"panel": (OracleScores("k", (1.0,)),)}, "one score for each of the 2 responses, found 1"),
+        (BARE | {"panel": (OracleScores("k", (1.0, math.inf)),)}, "finite scores"),
+        (BARE | {"panel": (OracleScores("k", (1.0, 0.0)),) * 2}, "each oracle once, found k, k"),
         ({"weight": -1.0}, "weight of at least 0"),
         ({"weight": math.nan}, "weight of at least 0"),
         ({"weight": math.inf}, "weight of at least 0"),

@@ -84,6 +84,14 @@ def run(recipe: object, *overrides: str) -> None:
 FATAL = {
     "empty file": ("", "pairs.jsonl"),
     "no chosen": (rows({"prompt": "A", "rejected": "B"}), "chosen"),
+    "no responses": (
+        [json.dumps({"prompt": row["prompt"]}) for row in GOOD],
+        "found the format prompts; map its columns",
+    ),
+    "no common word for a label": (
+        [json.dumps({"prompt": "A", "responses": ["b", "c"], "label": 0})],
+        ":1: expected a common word for a label in the column 'label', found '0'",
+    ),
     "nan": ([*rows()[:1], '{"prompt": "A", "chosen": "B", "rejected": "C", "preference": NaN}'], "preference"),
     "broken json": ([*rows(), '{"prompt": '], ":11"),
 }
@@ -95,7 +103,7 @@ def test_bad_files_are_one_clear_line(case: str, tmp_path: Path, capsys: pytest.
     lines, expected = FATAL[case]
     content = lines if isinstance(lines, list) else [lines]
     with pytest.raises(SystemExit) as stop:
-        main(["train", str(write_recipe(tmp_path, content))])
+        main(["train", str(write_recipe(tmp_path, content, format="auto"))])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("error:")]

@@ -1,0 +1,78 @@
+"""Values as they stand in a file, and how an error speaks of them."""
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Sequence
+
+from alignment.errors import UserError
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+JsonObject = dict[str, JsonValue]
+
+
+class Cell(str):
+    """Text of a CSV cell. CSV has no types, so a number or a list may stand in it; in JSON text is text."""
+
+    __slots__ = ()
+
+
+def read_list(value: JsonValue) -> JsonValue:
+    """The value, or the JSON list that a CSV cell holds."""
+    if isinstance(value, Cell) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)  # type: ignore[no-any-return]
+        except ValueError:
+            return value
+    return value
+
+
+def read_number(value: JsonValue, name: str, source: str) -> float:
+    """A finite number.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    number = value
+    if isinstance(value, Cell):
+        try:
+            number = float(value)
+        except ValueError:
+            number = value
+    # A bool is an int in Python; true and false here would be labels of another kind, such as KTO's.
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        found = str(number) if isinstance(number, float) else kind(value)
+        raise UserError(f"{source}: expected a finite number in {name!r}, found {found}; repair or remove the row")
+    return float(number)
+
+
+def is_number(value: JsonValue) -> bool:
+    """Whether it is a number and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def kind(value: JsonValue) -> str:
+    """What a value is, for an error."""
+    if isinstance(value, str):
+        return f"the string {str(value[:40])!r}"
+    if isinstance(value, dict):
+        return f"an object with the keys {listed(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "null" if value is None else f"{value!r}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns, quoted."""
+    return ", ".join(repr(name) for name in names) or "no columns"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name."""
+    close = close_names(name, list(known))
+    return f"; did you mean {close[0]!r}?" if close else "; choose one of them"
+
+
+def close_names(name: str, known: Sequence[str]) -> list[str]:
+    """The known name that is spelt most like this one, if any is."""
+    return difflib.get_close_matches(name, known, n=1)
