@@ -28,6 +28,8 @@ from transformers import (
 )
 
 import alignment
+from alignment.batches import rows_to_encode
+from alignment.checkpoints import last_checkpoint
 from alignment.config import DataSource, LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import EncodedRow, ReadResult, Row, encode_rows, read_rows, split_rows
 from alignment.diagnosis import known_failures
@@ -35,7 +37,7 @@ from alignment.errors import UserError
 from alignment.model_card import model_card
 from alignment.oracles import build_oracle
 from alignment.tiny import tiny_model, tiny_tokenizer
-from alignment.trainer import PreferenceTrainer, last_checkpoint, rows_to_encode
+from alignment.trainer import PreferenceTrainer
 from alignment.types import Method
 
 _ROUND_FROM_DATA = (

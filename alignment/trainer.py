@@ -1,10 +1,7 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
-import copy
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,24 +17,24 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
 )
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
+from alignment.batches import Collator, EncodedRows, StagedSampler, blanks_filled, check_feedback, rows_to_encode
+from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.data import (
     Batch,
     EncodedRow,
     Row,
-    collate,
     encode_rows,
     prompt_text,
     stop_token_ids,
-    unpair_rows,
     with_mismatched,
 )
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
+from alignment.iterations import AdvanceAnchors, WholeIterations, count_stages, per_iteration
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import ask, preference_matrix
@@ -54,11 +51,9 @@ from alignment.stages import (
     rollout,
 )
 from alignment.store import store_folder, with_stored_anchors
-from alignment.types import Feedback, FeedbackKind, LossInputs, LossOutput, Method, Needs, Oracle
+from alignment.types import LossInputs, LossOutput, Method, Oracle
 
 logger = logging.getLogger(__name__)
-
-_STATE_FILE = "alignment_state.pt"
 
 # Prompts of a process on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
 _KL_PROMPTS = 32
@@ -121,13 +116,13 @@ class PreferenceTrainer(Trainer):
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
         train_rows = self._encode(train_dataset, processing_class, args)
-        _check_feedback(train_rows, self.needs)
+        check_feedback(train_rows, self.needs)
         super().__init__(
             model=model,
-            args=_count_stages(args, self.needs.stages),
-            data_collator=_Collator(processing_class.pad_token_id),
-            train_dataset=_Rows(train_rows),
-            eval_dataset=_Rows(self._encode(eval_dataset, processing_class, args)) if eval_dataset else None,
+            args=count_stages(args, self.needs.stages),
+            data_collator=Collator(processing_class.pad_token_id),
+            train_dataset=EncodedRows(train_rows),
+            eval_dataset=EncodedRows(self._encode(eval_dataset, processing_class, args)) if eval_dataset else None,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -136,8 +131,8 @@ class PreferenceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.anchors = self._make_anchors(ref_model)
-        self.add_callback(_WholeIterations(self.needs.stages))
-        self.add_callback(_AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
+        self.add_callback(WholeIterations(self.needs.stages))
+        self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
         # The last stage: the first batch begins an iteration.
         self._stage = self.needs.stages - 1
         self._metrics: dict[str, tuple[float, float]] = {}
@@ -158,7 +153,7 @@ class PreferenceTrainer(Trainer):
         if not stores:
             return anchors
         for data in (self.train_dataset, self.eval_dataset):
-            if isinstance(data, _Rows):
+            if isinstance(data, EncodedRows):
                 # One process of a node computes; the others then find its file.
                 with self.args.main_process_first(desc="log-probs"):
                     data.rows = with_stored_anchors(
@@ -201,7 +196,7 @@ class PreferenceTrainer(Trainer):
         if self.needs.stages == 1:
             return super()._get_train_sampler(train_dataset)
         chunk = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        assert isinstance(self.train_dataset, _Rows)
+        assert isinstance(self.train_dataset, EncodedRows)
         return StagedSampler(
             self.train_dataset.rows,
             chunk=chunk,
@@ -239,7 +234,7 @@ class PreferenceTrainer(Trainer):
 
     def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
         if not self.is_online:
-            completions, feedback = batch.completions, _blanks_filled(batch, self.needs.feedback)
+            completions, feedback = batch.completions, blanks_filled(batch, self.needs.feedback)
             if self.needs.feedback == "wins":
                 completions, feedback = group_wins_of_pairs(completions, feedback)
             if batch.anchors:
@@ -388,7 +383,7 @@ class PreferenceTrainer(Trainer):
                 f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for a "
                 f"method with {stages} stages, got {type(scheduler).__name__}"
             )
-        scheduler.lr_lambdas = [_per_iteration(function, stages) for function in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [per_iteration(function, stages) for function in scheduler.lr_lambdas]
         return scheduler
 
     # Log, evaluate, save ---------------------------------------------------------------------------------------------
@@ -516,9 +511,8 @@ class PreferenceTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            # Written last and renamed into place: a checkpoint that has it is whole.
-            torch.save(self.anchors.state_dict(), folder / f"{_STATE_FILE}.partial")
-            (folder / f"{_STATE_FILE}.partial").rename(folder / _STATE_FILE)
+            torch.save(self.anchors.state_dict(), folder / f"{STATE_FILE}.partial")
+            (folder / f"{STATE_FILE}.partial").rename(folder / STATE_FILE)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
         """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
@@ -534,157 +528,8 @@ class PreferenceTrainer(Trainer):
             return super().train(**trainer_options)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-        state_file = Path(resume_from_checkpoint) / _STATE_FILE
+        state_file = Path(resume_from_checkpoint) / STATE_FILE
         if not state_file.exists():
             raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
         self.anchors.load_state_dict(torch.load(state_file, map_location=self.args.device))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **trainer_options)
-
-
-def last_checkpoint(folder: str | Path) -> Path:
-    """The last whole checkpoint of a run; one that was being written when the run was killed is passed over.
-
-    Raises:
-        UserError: if there is none.
-    """
-    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{_STATE_FILE}")]
-    if not whole:
-        raise UserError(f"expected a whole checkpoint to resume from in {folder}, found none")
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def rows_to_encode(rows: Sequence[Row], needs: Needs, args: AlignmentArguments) -> tuple[Row, ...]:
-    """The rows in the form in which a method reads them.
-
-    Whole groups, or single labelled responses, where the data hold the responses. Prompts alone where the policy
-    samples, with the response set where it is enumerated: what the file holds besides is not what the policy says.
-    """
-    if not needs.samples_in_batches:
-        return unpair_rows(rows) if needs.mismatched else tuple(rows)
-    responses = tuple(args.responses or ()) if args.engine == "enumerate" else ()
-    return tuple(Row(prompt=row.prompt, responses=responses, weight=row.weight, source=row.source) for row in rows)
-
-
-class StagedSampler(Sampler[int]):
-    """Shuffled indices in chunks of one effective batch; each chunk comes once per stage, so stages share prompts.
-
-    Rows that do not fill the last chunk of an epoch are left for the next shuffle.
-
-    Args:
-        dataset: its length counts.
-        chunk: rows of an effective batch, over accumulation and ranks.
-        stages: gradient evaluations per iteration.
-        seed: of the shuffle.
-        epoch: gives the current epoch, so that a resumed run shuffles alike.
-
-    Raises:
-        UserError: if there are fewer rows than one effective batch.
-    """
-
-    def __init__(
-        self, dataset: Sequence[EncodedRow], *, chunk: int, stages: int, seed: int, epoch: Callable[[], int]
-    ) -> None:
-        if len(dataset) < chunk:
-            raise UserError(f"expected at least {chunk} prompts, one effective batch, got {len(dataset)}")
-        self.num_rows, self.chunk, self.stages, self.seed, self.epoch = len(dataset), chunk, stages, seed, epoch
-
-    def __len__(self) -> int:
-        return self.num_rows // self.chunk * self.chunk * self.stages
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        order = torch.randperm(self.num_rows, generator=generator).tolist()
-        for start in range(0, self.num_rows - self.chunk + 1, self.chunk):
-            for _ in range(self.stages):
-                yield from order[start : start + self.chunk]
-
-
-class _Rows(Dataset[EncodedRow]):
-    """Encoded rows as a map-style data set."""
-
-    def __init__(self, rows: Sequence[EncodedRow]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> EncodedRow:
-        return self.rows[index]
-
-
-class _Collator:
-    """Wraps the batch in a dictionary, which is what Trainer and Accelerate pass around."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Batch]:
-        return {"batch": collate(rows, pad_token_id=self.pad_token_id)}
-
-
-class _AdvanceAnchors(TrainerCallback):
-    """Moves slow targets after every ``inner_steps`` iterations, before a checkpoint of that step is written."""
-
-    def __init__(self, anchors: AnchorSet, *, steps_between: int) -> None:
-        self.anchors, self.steps_between = anchors, steps_between
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.steps_between == 0:
-            self.anchors.advance()
-
-
-class _WholeIterations(TrainerCallback):
-    """Rounds intervals given as fractions of a run up to whole iterations: a policy between stages is not one."""
-
-    def __init__(self, stages: int) -> None:
-        self.stages = stages
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        state.logging_steps = self._rounded(state.logging_steps)
-        state.eval_steps = self._rounded(state.eval_steps)
-        state.save_steps = self._rounded(state.save_steps)
-
-    def _rounded(self, steps: float | None) -> int | None:
-        return None if steps is None else math.ceil(steps / self.stages) * self.stages
-
-
-def _check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
-    """A data set read by its feedback must hold some; single rows without it count for nothing."""
-    if needs.samples_in_batches:
-        return
-    what, found = (
-        ("scores", any(item.row.scores is not None or item.row.panel for item in rows))
-        if needs.feedback == "scores"
-        else ("comparisons", any(item.row.comparisons or item.row.panel for item in rows))
-    )
-    if not found:
-        raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")
-
-
-def _blanks_filled(batch: Batch, kind: FeedbackKind) -> Feedback:
-    """The batch's feedback, ``nan`` (not asked) where none of its rows has any, as in a small batch may happen."""
-    feedback = batch.feedback
-    nothing_BG = torch.full(batch.completions.valid_BG.shape, torch.nan, device=batch.completions.valid_BG.device)
-    if kind == "scores" and feedback.scores_KBG is None:
-        return replace(feedback, scores_KBG=nothing_BG[None])
-    if kind != "scores" and feedback.prefs_KBGG is None:
-        return replace(feedback, prefs_KBGG=nothing_BG[None, :, :, None].repeat(1, 1, 1, nothing_BG.shape[1]))
-    return feedback
-
-
-def _per_iteration(function: Callable[[int], float], stages: int) -> Callable[[int], float]:
-    """A schedule of optimizer steps read at iterations. A plain function, which schedulers leave out of checkpoints."""
-    return lambda step: function(step // stages)
-
-
-def _count_stages(args: AlignmentArguments, stages: int) -> AlignmentArguments:
-    """A copy whose counts are optimizer steps instead of iterations. Fractions below 1 and "not set" stay.
-
-    Warm-up stays as well: the scheduler is built for iterations.
-    """
-    args = copy.copy(args)
-    for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"):
-        value = vars(args)[name]
-        if value is not None and value >= 1:
-            setattr(args, name, value * stages)
-    return args

@@ -20,7 +20,7 @@ LAYERS = [
     {"methods", "games", "optim", "welfare"},
     {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
     {"anchors", "stages", "rewards", "evaluation", "diagnosis", "model_card", "store"},
-    {"arguments", "trainer", "trainers"},
+    {"arguments", "batches", "checkpoints", "iterations", "trainer", "trainers"},
     {"config", "loop", "ablation", "doctor", "report", "cli", "__main__"},
 ]
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}

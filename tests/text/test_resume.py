@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from alignment.checkpoints import last_checkpoint
 from alignment.errors import UserError
-from alignment.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,105 @@
+"""What a trainer feeds on: rows in the form in which a method reads them, in order, collated."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from alignment.arguments import AlignmentArguments
+from alignment.data import Batch, EncodedRow, Row, collate, unpair_rows
+from alignment.errors import UserError
+from alignment.types import Feedback, FeedbackKind, Needs
+
+
+def rows_to_encode(rows: Sequence[Row], needs: Needs, args: AlignmentArguments) -> tuple[Row, ...]:
+    """The rows in the form in which a method reads them.
+
+    Whole groups, or single labelled responses, where the data hold the responses. Prompts alone where the policy
+    samples, with the response set where it is enumerated: what the file holds besides is not what the policy says.
+    """
+    if not needs.samples_in_batches:
+        return unpair_rows(rows) if needs.mismatched else tuple(rows)
+    responses = tuple(args.responses or ()) if args.engine == "enumerate" else ()
+    return tuple(Row(prompt=row.prompt, responses=responses, weight=row.weight, source=row.source) for row in rows)
+
+
+def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
+    """A data set read by its feedback must hold some; single rows without it count for nothing."""
+    if needs.samples_in_batches:
+        return
+    what, found = (
+        ("scores", any(item.row.scores is not None or item.row.panel for item in rows))
+        if needs.feedback == "scores"
+        else ("comparisons", any(item.row.comparisons or item.row.panel for item in rows))
+    )
+    if not found:
+        raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")
+
+
+class EncodedRows(Dataset[EncodedRow]):
+    """Encoded rows as a map-style data set."""
+
+    def __init__(self, rows: Sequence[EncodedRow]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        return self.rows[index]
+
+
+class Collator:
+    """Wraps the batch in a dictionary, which is what Trainer and Accelerate pass around."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Batch]:
+        return {"batch": collate(rows, pad_token_id=self.pad_token_id)}
+
+
+class StagedSampler(Sampler[int]):
+    """Shuffled indices in chunks of one effective batch; each chunk comes once per stage, so stages share prompts.
+
+    Rows that do not fill the last chunk of an epoch are left for the next shuffle.
+
+    Args:
+        dataset: its length counts.
+        chunk: rows of an effective batch, over accumulation and ranks.
+        stages: gradient evaluations per iteration.
+        seed: of the shuffle.
+        epoch: gives the current epoch, so that a resumed run shuffles alike.
+
+    Raises:
+        UserError: if there are fewer rows than one effective batch.
+    """
+
+    def __init__(
+        self, dataset: Sequence[EncodedRow], *, chunk: int, stages: int, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        if len(dataset) < chunk:
+            raise UserError(f"expected at least {chunk} prompts, one effective batch, got {len(dataset)}")
+        self.num_rows, self.chunk, self.stages, self.seed, self.epoch = len(dataset), chunk, stages, seed, epoch
+
+    def __len__(self) -> int:
+        return self.num_rows // self.chunk * self.chunk * self.stages
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        order = torch.randperm(self.num_rows, generator=generator).tolist()
+        for start in range(0, self.num_rows - self.chunk + 1, self.chunk):
+            for _ in range(self.stages):
+                yield from order[start : start + self.chunk]
+
+
+def blanks_filled(batch: Batch, kind: FeedbackKind) -> Feedback:
+    """The batch's feedback, ``nan`` (not asked) where none of its rows has any, as in a small batch may happen."""
+    feedback = batch.feedback
+    nothing_BG = torch.full(batch.completions.valid_BG.shape, torch.nan, device=batch.completions.valid_BG.device)
+    if kind == "scores" and feedback.scores_KBG is None:
+        return replace(feedback, scores_KBG=nothing_BG[None])
+    if kind != "scores" and feedback.prefs_KBGG is None:
+        return replace(feedback, prefs_KBGG=nothing_BG[None, :, :, None].repeat(1, 1, 1, nothing_BG.shape[1]))
+    return feedback
