@@ -90,6 +90,13 @@ def test_each_annotator_gets_a_row(write: Write) -> None:
     assert result.summary() == "3 rows from 1 (labelled), 1 tied; skipped 0"
 
 
+def test_a_limit_counts_rows_and_not_lines(write: Write) -> None:
+    assert [row.annotator for row in read_rows(write(TWO | VOTES, TWO | VOTES), **THREE, limit=4).rows] == [
+        *VOTES,
+        "ann",
+    ]
+
+
 @given(votes=st.lists(st.sampled_from([0, 1, 2]), min_size=3, max_size=3))
 def test_the_mean_vote_is_the_mean_probability_of_the_separate_rows(
     tmp_path_factory: pytest.TempPathFactory, votes: list[int]
