@@ -7,27 +7,26 @@ from dataclasses import dataclass
 from alignment.data.readers.labels import MEANINGS, label_text
 from alignment.data.readers.proposals import as_yaml, propose_column, propose_columns
 from alignment.data.readers.records import ColumnSpec, Layout, is_given, spec_columns
-from alignment.data.readers.turns import PROMPT_COLUMNS, is_transcript
+from alignment.data.readers.turns import PROMPT_COLUMNS, ends_with_reply, is_transcript
 from alignment.data.readers.values import JsonObject, JsonValue, is_number, listed, nearest, read_list
 from alignment.data.rows import RAW_TEXT
 from alignment.errors import UserError
 
-FORMATS = ("pairs", "implicit", "hh", "labelled", "ranked", "scored", "unpaired", "completions", "prompts")
-COLUMNS = (
-    "prompt",
-    "chosen",
-    "rejected",
-    "responses",
-    "response",
-    "scores",
-    "ranks",
-    "completion",
-    "label",
-    "preference",
-    "weight",
-    "annotator",
-    "group",
-)
+_PAIR = ("prompt", "chosen", "rejected", "preference")
+_READ_BY = {
+    "pairs": _PAIR,
+    "implicit": _PAIR[1:],
+    "hh": _PAIR[1:],
+    "labelled": ("prompt", "responses", "response", "label"),
+    "ranked": ("prompt", "responses", "response", "ranks"),
+    "scored": ("prompt", "responses", "response", "scores"),
+    "unpaired": ("prompt", "completion", "label"),
+    "completions": ("prompt", "completion"),
+    "prompts": ("prompt",),
+}
+_OPTIONAL = ("weight", "annotator", "group")
+FORMATS = tuple(_READ_BY)
+COLUMNS = tuple(dict.fromkeys(name for names in (*_READ_BY.values(), _OPTIONAL) for name in names))
 # Which of ours may stand in several columns of the file.
 _SEVERAL = ("prompt", "responses", "scores", "ranks", "label")
 # Keys of response objects: they need not be columns.
@@ -86,18 +85,14 @@ def detect_layout(reading: Reading, first: JsonObject, source: str) -> Layout:
     if reading.format == "auto":
         _check_kind(kind, first, reading, source)
     format = _format_of(kind, first, columns) if reading.format == "auto" else reading.format
-    labels = reading.labels
-    if labels is not None and format not in MEANINGS:
-        raise UserError(
-            f"{source}: expected labels only for {listed(MEANINGS)}, found the format {format!r}; remove them"
-        )
+    _check_read(reading, format, source)
     return Layout(
         format=format,
         kind=kind if reading.format == "auto" else None,
         columns=columns,
         mapped=mapped,
         prompt_role=reading.prompt_role,
-        labels=None if labels is None else _read_labels(labels, format),
+        labels=None if reading.labels is None else _read_labels(reading.labels, format),
         annotators=reading.annotators,
         numbers=frozenset(name for name in ("preference", "weight") if is_in(first, columns.get(name, name))),
         first=source,
@@ -137,6 +132,26 @@ def _check_column(name: str, spec: ColumnSpec) -> None:
         raise UserError(f"expected at least one column for {name!r}, found none; remove the key")
 
 
+def _check_read(reading: Reading, format: str, source: str) -> None:
+    """What nothing would read is an error."""
+    unread = [name for name in reading.columns if name not in (*_READ_BY[format], *_OPTIONAL)]
+    if unread:
+        known = ", ".join((*_READ_BY[format], *_OPTIONAL))
+        raise UserError(
+            f"{source}: expected columns that the format {format!r} reads ({known}), found {unread[0]!r}; remove it "
+            "or name another format"
+        )
+    if reading.labels is not None and format not in MEANINGS:
+        raise UserError(
+            f"{source}: expected labels only for {listed(MEANINGS)}, found the format {format!r}; remove them"
+        )
+    if reading.annotators == "mean" and (format != "labelled" or isinstance(reading.columns.get("label", ""), str)):
+        raise UserError(
+            f"{source}: expected several columns of labels with annotators: mean, found one or none; name them: "
+            "columns: {label: [FIRST, SECOND]}"
+        )
+
+
 def _read_labels(labels: Mapping[str, str], format: str) -> dict[str, str]:
     for text, meaning in labels.items():
         if meaning not in MEANINGS[format]:
@@ -144,7 +159,12 @@ def _read_labels(labels: Mapping[str, str], format: str) -> dict[str, str]:
                 f"expected labels of the format {format!r} to mean {', '.join(MEANINGS[format])}, found {meaning!r} "
                 f"for {text!r}; correct labels"
             )
-    return {label_text(text): meaning for text, meaning in labels.items()}
+    read = {label_text(text): meaning for text, meaning in labels.items()}
+    if len(read) < len(labels):
+        raise UserError(
+            f"expected different labels, found one twice in {listed(labels)} (case does not count); remove one"
+        )
+    return read
 
 
 def _check_mapped(columns: Mapping[str, ColumnSpec], first: JsonObject, source: str) -> None:
@@ -240,14 +260,9 @@ def _check_kind(kind: str | None, first: JsonObject, reading: Reading, source: s
 
 def _format_of(kind: str | None, first: JsonObject, columns: Mapping[str, ColumnSpec]) -> str:
     assert kind is not None
-    if kind == "prompts" and _ends_with_reply(first.get(str(columns.get("prompt")))):
+    if kind == "prompts" and ends_with_reply(first.get(str(columns.get("prompt")))):
         return "completions"
     return kind.partition(" of ")[0]
-
-
-def _ends_with_reply(value: JsonValue) -> bool:
-    last = value[-1] if isinstance(value, list) and value else None
-    return isinstance(last, dict) and (last.get("role") or last.get("from")) in ("assistant", "gpt")
 
 
 # Columns that the recipe leaves open

@@ -1,5 +1,6 @@
 """Rows with labels: which of two responses wins, by one or several annotators; or whether one response is good."""
 
+import re
 from collections.abc import Mapping
 
 from alignment.data.readers.lists import response_text, response_values
@@ -49,22 +50,13 @@ def parse_labelled(record: Record) -> tuple[Outcome, ...]:
         # Spreadsheets turn the reply TRUE into a truth value; what it said is lost.
         return record.skip("reply is not text")
     found = _prompt_and_replies(record, values)
-    fault = found if isinstance(found, str) else fault_of(found[0], found[1], equal="all responses equal")
-    if isinstance(found, str) or fault is not None:
-        return record.skip(str(fault))
+    if isinstance(found, str):
+        return record.skip(found)
     prompt, replies = found
-    votes = {annotator: verdict for annotator, verdict in verdicts.items() if verdict != "skip"}
-    left_out = (Skipped("no verdict", record.source),) * (len(verdicts) - len(votes))
-    if record.layout.annotators == "mean":
-        if not votes:
-            return left_out[:1]
-        mean = sum(_PROBABILITY[verdict] for verdict in votes.values()) / len(votes)
-        return (record.row(prompt, replies, (_compare(mean),)),)
-    rows = (
-        record.row(prompt, replies, (_compare(_PROBABILITY[verdict]),), annotator=annotator)
-        for annotator, verdict in votes.items()
-    )
-    return (*rows, *left_out)
+    fault = fault_of(prompt, replies, equal="all responses equal")
+    if fault is not None:
+        return record.skip(fault)
+    return _vote(record, prompt, replies, verdicts)
 
 
 def parse_unpaired(record: Record) -> tuple[Outcome, ...]:
@@ -106,14 +98,30 @@ def label_text(value: JsonValue) -> str:
     """A label as a recipe writes it.
 
     Example:
-        >>> [label_text(value) for value in (1, 2.0, True, None, " A ")]
-        ['1', '2', 'true', 'null', 'a']
+        >>> [label_text(value) for value in (1, 2.0, "0.0", True, None, " A ")]
+        ['1', '2', '0', 'true', 'null', 'a']
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip().casefold()
+    # Tables with gaps hold whole numbers as floats, and CSV files made of them say 1.0.
+    return re.sub(r"(?<=^[0-9])\.0+$", "", str(value).strip().casefold())
+
+
+def _vote(
+    record: Record, prompt: tuple[Turn, ...], replies: tuple[str, str], verdicts: Mapping[str | None, str]
+) -> tuple[Outcome, ...]:
+    votes = {annotator: verdict for annotator, verdict in verdicts.items() if verdict != "skip"}
+    left_out = (Skipped("no verdict", record.source),) * (len(verdicts) - len(votes))
+    if record.layout.annotators == "mean":
+        if not votes:
+            return left_out[:1]
+        mean = sum(_PROBABILITY[verdict] for verdict in votes.values()) / len(votes)
+        return (record.row(prompt, replies, (_compare(mean),)),)
+    rows = (
+        record.row(prompt, replies, (_compare(_PROBABILITY[verdict]),), annotator=annotator)
+        for annotator, verdict in votes.items()
+    )
+    return (*rows, *left_out)
 
 
 def _fault(prompt: tuple[Turn, ...], reply: str | None) -> str | None:
@@ -164,15 +172,8 @@ def _words(record: Record) -> Mapping[str, str]:
 
 
 def _prompt_and_replies(record: Record, values: list[JsonValue]) -> tuple[tuple[Turn, ...], tuple[str, str]] | str:
-    if not all(isinstance(value, list) and is_conversation(value) for value in values):
-        replies = (response_text(record, values[0]), response_text(record, values[1]))
-        return read_prompt(record), replies
-    # Arenas give two whole conversations.
-    left, right = (read_turns(record, "responses", value) for value in values)
-    if record.given("prompt"):
-        prompt = as_spoken(read_prompt(record))
-        joined = join_conversation(prompt, left), join_conversation(prompt, right)
-        if joined[0] is None or joined[1] is None:
-            return "prompt column differs from the conversation"
-        left, right = joined[0], joined[1]
-    return split_replies(record, (left, right))
+    if all(isinstance(value, list) and is_conversation(value) for value in values):
+        # Arenas give two whole conversations.
+        left, right = (read_turns(record, "responses", value) for value in values)
+        return split_replies(record, left, right)
+    return read_prompt(record), (response_text(record, values[0]), response_text(record, values[1]))

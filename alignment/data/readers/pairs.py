@@ -15,21 +15,15 @@ from alignment.data.rows import Comparison, Turn
 from alignment.errors import UserError
 
 _Turns = tuple[Turn, ...]
+_Found = tuple[_Turns, tuple[str, str]]
 
 
 def parse_pair(record: Record) -> tuple[Outcome, ...]:
     chosen, rejected = record.require("chosen"), record.require("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        prompt = read_prompt(record)
-        return _pair(record, (prompt, prompt), (str(chosen), str(rejected)))
+        return _pair(record, (read_prompt(record), (str(chosen), str(rejected))))
     left, right = read_turns(record, "chosen", chosen), read_turns(record, "rejected", rejected)
-    if record.given("prompt"):
-        prompt = as_spoken(read_prompt(record))
-        whole = join_conversation(prompt, left), join_conversation(prompt, right)
-        if whole[0] is None or whole[1] is None:
-            return record.skip("prompt column differs from the conversation")
-        left, right = whole[0], whole[1]
-    return _split_pair(record, left, right)
+    return _pair(record, split_replies(record, left, right))
 
 
 def parse_implicit(record: Record) -> tuple[Outcome, ...]:
@@ -46,26 +40,23 @@ def parse_implicit(record: Record) -> tuple[Outcome, ...]:
             f"{record.column('rejected')!r} that begin with the same prompt, found {listed(record.values)} without a "
             f"common start; add it, or map one: {proposal}"
         )
-    turns = (Turn(record.layout.prompt_role, prompt),)
-    return _pair(record, (turns, turns), (chosen[len(prompt) :], rejected[len(prompt) :]))
+    replies = chosen[len(prompt) :], rejected[len(prompt) :]
+    return _pair(record, ((Turn(record.layout.prompt_role, prompt),), replies))
 
 
 def parse_hh(record: Record) -> tuple[Outcome, ...]:
-    return _split_pair(record, read_transcript(record, "chosen"), read_transcript(record, "rejected"))
+    return _pair(record, _split(read_transcript(record, "chosen"), read_transcript(record, "rejected")))
 
 
-def split_replies(record: Record, conversations: tuple[_Turns, _Turns]) -> tuple[_Turns, tuple[str, str]] | str:
-    """The shared prompt and the two replies, or why there are none.
-
-    The reply is the last turn, the prompt all before it: never the longest common prefix, which would move turns into
-    the reply where the two conversations part early.
-    """
-    left, right = conversations
-    if left[-1].role != "assistant" or right[-1].role != "assistant":
-        return "no final assistant reply"
-    if left[:-1] != right[:-1]:
-        return "prompts differ"
-    return left[:-1], (left[-1].content, right[-1].content)
+def split_replies(record: Record, left: _Turns, right: _Turns) -> _Found | str:
+    """The shared prompt and the two replies of two conversations, or why there are none."""
+    if not record.given("prompt"):
+        return _split(left, right)
+    prompt = as_spoken(read_prompt(record))
+    whole = join_conversation(prompt, left), join_conversation(prompt, right)
+    if whole[0] is None or whole[1] is None:
+        return "prompt column differs from the conversation"
+    return _split(whole[0], whole[1])
 
 
 def fault_of(prompt: _Turns, replies: tuple[str, str], *, equal: str) -> str | None:
@@ -77,25 +68,28 @@ def fault_of(prompt: _Turns, replies: tuple[str, str], *, equal: str) -> str | N
     return equal if replies[0].strip() == replies[1].strip() else None
 
 
-def _split_pair(record: Record, left: _Turns, right: _Turns) -> tuple[Outcome, ...]:
+def _split(left: _Turns, right: _Turns) -> _Found | str:
+    """The reply is the last turn, the prompt all before it: never the longest common prefix, which would move turns
+    into the reply where the two conversations part early."""
     if left[-1].role != "assistant" or right[-1].role != "assistant":
-        return record.skip("no final assistant reply")
-    return _pair(record, (left[:-1], right[:-1]), (left[-1].content, right[-1].content))
+        return "no final assistant reply"
+    if left[:-1] != right[:-1]:
+        return "prompts differ"
+    return left[:-1], (left[-1].content, right[-1].content)
 
 
-def _pair(record: Record, prompts: tuple[_Turns, _Turns], replies: tuple[str, str]) -> tuple[Outcome, ...]:
+def _pair(record: Record, found: _Found | str) -> tuple[Outcome, ...]:
     preference = record.number("preference", 1.0)
     if not 0.0 <= preference <= 1.0:
         raise UserError(
             f"{record.source}: expected a preference in [0, 1], found {preference}; it is the probability that chosen "
             "beats rejected"
         )
-    fault = (
-        "prompts differ" if prompts[0] != prompts[1] else fault_of(prompts[0], replies, equal="chosen equals rejected")
-    )
-    if fault is not None:
-        return record.skip(fault)
-    return (record.row(prompts[0], replies, (Comparison(0, 1, preference),)),)
+    if isinstance(found, str):
+        return record.skip(found)
+    prompt, replies = found
+    fault = fault_of(prompt, replies, equal="chosen equals rejected")
+    return record.skip(fault) if fault is not None else (record.row(prompt, replies, (Comparison(0, 1, preference),)),)
 
 
 def _common_start(left: str, right: str) -> str:

@@ -71,16 +71,20 @@ def read_hub(name: str, label: str, origin: Origin) -> Iterator[tuple[int, JsonO
 
 
 def _load(label: str, what: str, load: Callable[[], Any]) -> Any:
+    from datasets.exceptions import DatasetsError
+
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise _unreadable(label, what, error) from None
 
 
 def _number_rows(rows: Iterable[JsonObject], label: str, what: str) -> Iterator[tuple[int, JsonObject]]:
+    from datasets.exceptions import DatasetsError
+
     try:
         yield from enumerate(rows, start=1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise _unreadable(label, what, error) from None
 
 

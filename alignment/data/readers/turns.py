@@ -37,6 +37,14 @@ def is_conversation(value: JsonValue) -> bool:
     return isinstance(value, dict)
 
 
+def ends_with_reply(value: JsonValue) -> bool:
+    """Whether the value is a conversation whose last turn is the assistant's."""
+    last = value[-1] if isinstance(value, list) and value else None
+    if not isinstance(last, dict):
+        return False
+    return last.get("role") == "assistant" or _SPEAKERS.get(str(last.get("from"))) == "assistant"
+
+
 def is_blank(prompt: tuple[Turn, ...]) -> bool:
     """Whether no turn says anything."""
     return not any(turn.content.strip() for turn in prompt)

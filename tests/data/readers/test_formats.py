@@ -69,7 +69,21 @@ def test_an_implicit_prompt_gives_the_row_of_the_explicit_one(write: Write) -> N
     assert result.formats == ("implicit",) and result.rows == read_rows(write(explicit)).rows
 
 
-words = st.lists(st.sampled_from(["sky", "is", "blue", "bluer", "green"]), min_size=1, max_size=6).map(" ".join)
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky is blue.", "The sky is black.", "The sky is"),
+        ("Sky:\nblue", "Sky:\nblack", "Sky:"),
+        ("The sky", "The sky is blue.", "The sky"),
+        ("The sky  is", "The sky  was", "The sky"),
+    ],
+)
+def test_an_implicit_prompt_never_ends_inside_a_word(chosen: str, rejected: str, prompt: str) -> None:
+    """TRL would end the first one in "The sky is bl"."""
+    assert _common_start(chosen, rejected) == _common_start(rejected, chosen) == prompt
+
+
+words = st.lists(st.sampled_from(["sky", "blue", "bluer"]), min_size=1, max_size=6).map(" ".join)
 
 
 @given(prompt=words, chosen=words, rejected=words)

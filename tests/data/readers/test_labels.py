@@ -28,6 +28,7 @@ LEFT, RIGHT, TIE = Comparison(0, 1, 1.0), Comparison(1, 0, 1.0), Comparison(0, 1
         (1, LEFT),
         ("2", RIGHT),
         (2.0, RIGHT),
+        ("2.0", RIGHT),
         ("A", LEFT),
         ("b", RIGHT),
         ("model_a", LEFT),
@@ -88,6 +89,13 @@ def test_each_annotator_gets_a_row(write: Write) -> None:
     assert {row.source for row in result.rows} == {"data.jsonl:1"}
     assert (result.num_read, result.num_tied) == (1, 1)
     assert result.summary() == "3 rows from 1 (labelled), 1 tied; skipped 0"
+
+
+def test_a_limit_counts_rows_and_not_lines(write: Write) -> None:
+    assert [row.annotator for row in read_rows(write(TWO | VOTES, TWO | VOTES), **THREE, limit=4).rows] == [
+        *VOTES,
+        "ann",
+    ]
 
 
 @given(votes=st.lists(st.sampled_from([0, 1, 2]), min_size=3, max_size=3))
@@ -191,6 +199,9 @@ def test_two_columns_that_are_no_text_are_the_wrong_columns(write: Write, readin
         ({"columns": {"responses": ["a", "b", "ann"], "label": "bob"}}, "expected two responses .* found 3"),
         ({**THREE, "labels": {"1": "good"}}, "'labelled' to mean left, right, tie, skip, found 'good'"),
         ({**THREE, "labels": {"1": "lefft"}}, "did you mean 'left'"),
+        ({**THREE, "labels": {"A": "left", "a": "right"}}, "expected different labels"),
+        ({"columns": COLUMNS | {"label": "ann"}, "annotators": "mean"}, "several columns of labels with annotators"),
+        ({"columns": COLUMNS | {"label": "ann", "preference": "bob"}}, "'labelled' reads .*, found 'preference'"),
         ({**THREE, "annotators": "majority"}, "annotators 'separate' or 'mean'"),
         ({"columns": {"prompt": "prompt"}, "format": "prompts", "labels": {"1": "left"}}, "labels only for"),
     ],
