@@ -1,5 +1,6 @@
 """Two processes on the CPU: the launch is what it says, and the result is that of one process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -45,6 +46,32 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert "1 process(es), NO" in alone and "effective batch 8" in alone
     first, second = parameters(tmp_path / "two"), parameters(tmp_path / "one")
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+
+
+def test_lists_on_two_processes_equal_one(tmp_path: Path) -> None:
+    """The same for lists of two to four responses with row weights, whose loss is a mean over pairs of all ranks."""
+    answers = ["red", "a kind of green", "blue, I think", "no colour at all"]
+    lines = [
+        {
+            "prompt": f"Question {i}: which colour?",
+            "responses": answers[: 2 + i % 3],
+            "scores": [1.0 - 0.25 * k for k in range(2 + i % 3)],
+            "weight": 0.5 + i % 4,
+        }
+        for i in range(24)
+    ]
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    overrides = (
+        "method={name: lipo, beta: 0.5}",
+        f"data={{preferences: {{path: {tmp_path / 'lists.jsonl'}}}, eval_fraction: 0.25}}",
+    )
+    recipe = "recipes/quickstart/dpo.yaml"
+    said = launch(tmp_path / "two", processes=2, batch=4, recipe=recipe, overrides=overrides)
+    assert "2 process(es), MULTI_CPU" in said and "effective batch 8" in said
+    launch(tmp_path / "one", processes=1, batch=8, recipe=recipe, overrides=overrides)
+    torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-5)
+    launch(tmp_path / "unweighted", processes=1, batch=4, recipe=recipe, overrides=overrides)
+    assert (parameters(tmp_path / "unweighted") - parameters(tmp_path / "one")).abs().max() > 1e-4
 
 
 def test_two_stages_on_two_processes(tmp_path: Path) -> None:
