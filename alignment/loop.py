@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Method
 
+_SECONDS_TO_SETTLE = 1.0
 _ROUND_FROM_DATA = (
     "note: this round takes its responses from a data set. The theory of '{name}' is about i.i.d. samples of the "
     "policy at the start of the round; other responses have another minimiser"
@@ -127,9 +129,20 @@ def run(recipe: Recipe) -> RunResult:
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
-    # Ranks that leave a process group standing may abort on exit.
-    trainer.accelerator.end_training()
+    _leave(trainer)
     return result
+
+
+def _leave(trainer: PreferenceTrainer) -> None:
+    """End the process group, when its threads have nothing left to do.
+
+    A thread of gloo takes the GIL once more after the last collective. A destructor that joins it earlier holds the GIL
+    and waits forever, or aborts; without the pause one launch in six did.
+    """
+    if trainer.args.world_size > 1:
+        trainer.accelerator.wait_for_everyone()
+        time.sleep(_SECONDS_TO_SETTLE)
+    trainer.accelerator.end_training()
 
 
 def read_source(source: DataSource) -> ReadResult:

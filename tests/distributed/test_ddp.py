@@ -58,7 +58,7 @@ def test_lists_on_two_processes_equal_one(tmp_path: Path) -> None:
             "scores": [1.0 - 0.25 * k for k in range(2 + i % 3)],
             "weight": 0.5 + i % 4,
         }
-        for i in range(24)
+        for i in range(48)
     ]
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     overrides = (
