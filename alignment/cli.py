@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from alignment.doctor import Examination
     from alignment.protocol import ProtocolResult
 
 app = typer.Typer(
@@ -97,6 +98,66 @@ def train(
     from alignment import loop
 
     loop.run(loaded.recipe)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Examine a recipe before it is run: data, tokens, numbers, reference.
+
+    No weights are loaded. Prints the tokens around the end of the prompt, and exits with 2 if a check fails.
+
+    \b
+    Example: alignment doctor recipes/quickstart/dpo.yaml
+    """
+    import dataclasses
+
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    from alignment.doctor import examine
+
+    examination = examine(loaded.recipe, num_rows=rows)
+    if as_json:
+        typer.echo(json.dumps({"is_sound": examination.is_sound, **dataclasses.asdict(examination)}, indent=2))
+    else:
+        _print_examination(examination)
+    if not examination.is_sound:
+        raise typer.Exit(2)
+
+
+def _print_examination(examination: "Examination") -> None:
+    from rich.text import Text
+
+    console = _console()
+    for boundary in examination.boundaries:
+        line = Text(f"{boundary.source}  ")
+        for tokens, end in ((boundary.prompt, " ‖ "), (boundary.completion, "")):
+            for token in tokens:
+                if token is None:
+                    line.append(" … ")
+                    continue
+                line.append(f"[{token.id} {token.text!r}")
+                line.append(f" {token.mark}" if token.mark else "", style="bold cyan")
+                line.append("]")
+            line.append(end, style="bold")
+        console.print(line, soft_wrap=True)
+    if examination.boundaries:
+        legend = "[id 'text' mark]; ‖ is where the prompt ends and the loss begins\n"
+        console.print(legend, markup=False, highlight=False)
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for finding in examination.findings:
+        line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
+        console.print(line, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -30,13 +31,15 @@ from transformers import (
 
 import alignment
 from alignment.batches import rows_to_encode
+from alignment.cache import cache_folder
 from alignment.checkpoints import last_checkpoint
-from alignment.config import DataSource, LoRASpec, PolicySpec, Recipe, build_arguments
-from alignment.data import EncodedRow, ReadResult, Row, encode_rows, read_rows, split_rows
+from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
+from alignment.data import EncodedRow, Row, encode_rows, encode_rows_cached
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.model_card import model_card
 from alignment.oracles import build_oracle
+from alignment.preparation import prepare_data
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Method
@@ -83,18 +86,22 @@ def run(recipe: Recipe) -> RunResult:
     is_first = args.process_index == 0
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
     set_seed(recipe.seed)
-    train_rows, eval_rows = _read(recipe, console)
-    model, tokenizer = _load_policy(recipe.policy, train_rows, seed=recipe.seed)
+    data = prepare_data(
+        recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
+    )
+    tokenizer = load_tokenizer(recipe.policy, data.train)
+    model = _load_policy(recipe.policy, tokenizer, seed=recipe.seed)
     if method.needs.sampler == "prev":
         console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]), markup=False, highlight=False)
     train_set, eval_set = (
         _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
-        for name, rows in (("training", train_rows), ("held-out", eval_rows))
+        for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
     folder = Path(recipe.output_dir)
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if is_first:
         _write_header(folder, recipe, checkpoint)
+        (folder / "data_report.json").write_text(json.dumps(data.report, indent=1) + "\n")
     trainer = _announced(
         console,
         lambda: PreferenceTrainer(
@@ -145,47 +152,31 @@ def _leave(trainer: PreferenceTrainer) -> None:
     trainer.accelerator.end_training()
 
 
-def read_source(source: DataSource) -> ReadResult:
-    """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
-    return read_rows(source.path, **source.model_dump(exclude={"path"}))
-
-
-def _read(recipe: Recipe, console: Console) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    source = recipe.data.preferences or recipe.data.prompts
-    assert isinstance(source, DataSource)
-    result = read_source(source)
-    console.print(f"data: {result.summary()}", markup=False, highlight=False)
-    if source is recipe.data.preferences and set(result.formats) & {"prompts", "completions"}:
-        raise UserError(
-            f"{', '.join(source.path)}: expected feedback on responses in data.preferences, found the format "
-            f"{' and '.join(dict.fromkeys(result.formats))}; map its columns, or name the file in data.prompts"
-        )
-    if recipe.data.eval_fraction == 0:
-        return result.rows, ()
-    return split_rows(result.rows, recipe.data.eval_fraction, recipe.seed)
-
-
 def _encode(
     name: str, rows: tuple[Row, ...], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, console: Console
 ) -> tuple[EncodedRow, ...]:
-    result = encode_rows(
-        rows,
-        tokenizer,
-        max_prompt_length=recipe.data.max_prompt_length,
-        max_completion_length=recipe.data.max_completion_length,
-    )
-    console.print(f"{name}: {result.summary()}", markup=False, highlight=False)
+    limits = {
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "max_completion_length": recipe.data.max_completion_length,
+    }
+    if recipe.data.cache:
+        result, is_cached = encode_rows_cached(rows, tokenizer, **limits, folder=cache_folder("tokens"))
+    else:
+        result, is_cached = encode_rows(rows, tokenizer, **limits), False
+    origin = " (from the cache)" if is_cached else ""
+    console.print(f"{name}: {result.summary()}{origin}", markup=False, highlight=False)
     return result.rows
 
 
-def _load_policy(
-    spec: PolicySpec, rows: tuple[Row, ...], *, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_tokenizer(spec: PolicySpec, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy, with the recipe's chat template; that of a tiny one is fitted to the rows.
+
+    Raises:
+        UserError: if there is none at ``policy.model``.
+    """
     if spec.tiny is not None:
         texts = [text for row in rows for text in (*(turn.content for turn in row.prompt), *row.responses)]
-        tokenizer = tiny_tokenizer(texts, vocab_size=spec.tiny.vocab_size)
-        sizes = spec.tiny.model_dump(exclude={"vocab_size"})
-        return tiny_model(tokenizer, **sizes, seed=seed).to(_dtype(spec)), tokenizer
+        return tiny_tokenizer(texts, vocab_size=spec.tiny.vocab_size)
     assert spec.model is not None
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
@@ -198,7 +189,15 @@ def _load_policy(
     if tokenizer.pad_token_id is None:
         # Masks decide everything; the token only fills gaps.
         tokenizer.pad_token_id = tokenizer.eos_token_id
-    return _load_model(spec.model, spec), tokenizer
+    return tokenizer
+
+
+def _load_policy(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
+    if spec.tiny is None:
+        assert spec.model is not None
+        return _load_model(spec.model, spec)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tiny_model(tokenizer, **spec.tiny.model_dump(exclude={"vocab_size"}), seed=seed).to(_dtype(spec))
 
 
 def _load_model(name: str, spec: PolicySpec) -> PreTrainedModel:
@@ -273,13 +272,11 @@ def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _model_card(recipe: Recipe, method: Method, result: RunResult) -> str:
-    source = recipe.data.preferences or recipe.data.prompts
-    assert isinstance(source, DataSource)
     return model_card(
         method,
         name=recipe.method["name"],
         base_model=recipe.policy.model,
-        data=source.path,
+        data=tuple(path for source in recipe.data.sources for path in source.path),
         recipe=recipe.to_yaml(),
         before=result.before,
         after=result.after,

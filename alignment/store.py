@@ -6,28 +6,23 @@ whose inside belongs to something else than its name says, is refused.
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from alignment.anchors import AnchorSet
+from alignment.cache import Entry, cache_folder, read_entry, write_entry
 from alignment.data import EncodedRow, collate
-from alignment.errors import UserError
 
 _FORMAT = "1"
 
 
 def store_folder() -> Path:
-    """Where log-probs are kept: below ``ALIGNMENT_CACHE``, or in the user's cache folder."""
-    root = os.environ.get("ALIGNMENT_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "alignment") / "logps"
+    """Where log-probs are kept."""
+    return cache_folder("logps")
 
 
 def with_stored_anchors(
@@ -85,11 +80,11 @@ def _of_policy(
     key = _key(rows, policy)
     path = folder / f"{key}.safetensors"
     if path.exists():
-        values = _read(path, key)
+        values = read_entry(path, key, "log-probs").tensors["logps"]
         announce(f"log-probs of '{name}': {len(rows):,} rows read from {path}")
     else:
         values = _score(rows, anchors, name, batch_size)
-        _write(path, key, values)
+        write_entry(path, key, Entry(tensors={"logps": values}, notes={}))
         announce(f"log-probs of '{name}': {len(rows):,} rows computed and stored in {path}")
     return _attach(rows, values)
 
@@ -129,31 +124,3 @@ def _attach(rows: Sequence[EncodedRow], values: Tensor) -> tuple[EncodedRow, ...
         result.append(replace(item, anchors={_OWN: own}, mismatched_anchors=stranger))
     assert position == len(flat), "a store file has one number for each completion"
     return tuple(result)
-
-
-def _write(path: Path, key: str, values: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    manifest = {"key": key, "checksum": _checksum(values), "format": _FORMAT}
-    save_file({"logps": values}, partial, metadata={"manifest": json.dumps(manifest)})
-    # A reader sees the whole file or none.
-    partial.rename(path)
-
-
-def _read(path: Path, key: str) -> Tensor:
-    advice = "delete it, and the log-probs are computed again"
-    try:
-        with safe_open(path, framework="pt") as file:
-            manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
-            values: Tensor = file.get_tensor("logps")
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: expected stored log-probs, found a damaged file ({error}); {advice}") from None
-    if manifest.get("key") != key:
-        raise UserError(f"{path}: expected log-probs of another policy or other rows than the file holds; {advice}")
-    if manifest.get("checksum") != _checksum(values):
-        raise UserError(f"{path}: expected the log-probs that were stored, found others; {advice}")
-    return values
-
-
-def _checksum(values: Tensor) -> str:
-    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()

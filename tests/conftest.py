@@ -3,7 +3,7 @@
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +35,14 @@ ORIGINS = {
     "prompts/prompts_arena_hard": "lmarena/arena-hard-auto, version 0.1",
     "prompts/prompts_mt_bench": "lm-sys/FastChat, MT-bench",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests store is theirs; a test of a cache sets a folder of its own."""
+    os.environ["ALIGNMENT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["ALIGNMENT_CACHE"]
 
 
 @pytest.fixture(scope="session")

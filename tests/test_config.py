@@ -130,8 +130,7 @@ def test_a_recipe_loads_with_its_defaults(write: Write) -> None:
     loaded = load_recipe(write(OFFLINE))
     assert loaded.notes == ()
     assert loaded.recipe.training == {"learning_rate": 5e-7, "max_steps": 3}
-    assert loaded.recipe.data.preferences is not None
-    assert loaded.recipe.data.preferences.path == ("pairs.jsonl",)
+    assert loaded.recipe.data.sources[0].path == ("pairs.jsonl",)
     assert loaded.recipe.seed == 0
     assert loaded.recipe.build_method().needs.feedback == "pairs"
 
@@ -151,9 +150,8 @@ def test_columns_and_labels_survive_the_resolved_recipe(write: Write) -> None:
         "data.preferences.labels={1: left, 0: tie, null: skip, no: right}",
     ]
     recipe = load_recipe(write(OFFLINE), overrides).recipe
-    assert recipe.data.preferences is not None
-    assert recipe.data.preferences.columns == {"prompt": ["a", "b"], "scores": {"kind": "k", "true": ["t1", "t2"]}}
-    assert recipe.data.preferences.labels == {"1": "left", "0": "tie", "null": "skip", "no": "right"}
+    assert recipe.data.sources[0].columns == {"prompt": ["a", "b"], "scores": {"kind": "k", "true": ["t1", "t2"]}}
+    assert recipe.data.sources[0].labels == {"1": "left", "0": "tie", "null": "skip", "no": "right"}
     assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
 
 
@@ -192,8 +190,7 @@ def test_variables_expand_and_keep_their_type(write: Write, monkeypatch: pytest.
     monkeypatch.setenv("EMPTY", "")
     text = OFFLINE.replace("{path: pairs.jsonl}", '{path: "${DATA}/a-${EMPTY:-b}.jsonl"}') + "seed: ${SEED:-7}\n"
     recipe = load_recipe(write(text)).recipe
-    assert recipe.data.preferences is not None
-    assert recipe.data.preferences.path == ("folder/a-b.jsonl",)
+    assert recipe.data.sources[0].path == ("folder/a-b.jsonl",)
     assert recipe.seed == 7
 
 
@@ -251,8 +248,7 @@ def test_overrides_are_yaml_and_make_blocks(write: Write) -> None:
     assert recipe.policy.lora is not None
     assert recipe.policy.lora.alpha == 16
     assert recipe.training == {"learning_rate": 5e-7}
-    assert recipe.data.preferences is not None
-    assert recipe.data.preferences.path == ("a.jsonl", "b.jsonl")
+    assert recipe.data.sources[0].path == ("a.jsonl", "b.jsonl")
     assert recipe.seed == 5
 
 
@@ -309,7 +305,7 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
         ("learning_rate=1e-3", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("policy.rank=8", "unknown key 'policy.rank'; did you mean 'policy.lora.rank'?"),
         ("training.max_step=1", "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
-        ("evaluation.every=10", "unknown key 'evaluation' (known: "),
+        ("evaluation.every=10", "unknown key 'evaluation'; did you mean 'data.evaluation'?"),
         ("training.learning_rate=1/3", "training.learning_rate: expected a number, got '1/3'"),
         ("training.bf16=1", "training.bf16: expected true or false, got 1"),
         ("training.save_strategy=never", "training.save_strategy: expected one of no, steps, epoch, best, got 'never'"),

@@ -69,8 +69,9 @@ def test_the_readme_lists_every_recipe_and_every_key() -> None:
         nested = [paths(value, f"{prefix}{key}.") for key, value in tree.items() if isinstance(value, dict)]
         return {prefix + key for key in tree}.union(*nested)
 
-    # `prompts` takes the keys of `preferences`, which the text says once.
-    expected = {key for key in schema_keys() if not key.startswith("data.prompts.")}
+    # Every source takes the keys of `preferences`, which the text says once.
+    sources = ("data.prompts.", "data.evaluation.", "data.decontaminate.against.")
+    expected = {key for key in schema_keys() if not key.startswith(sources)}
     assert expected <= paths(schema)
 
 

@@ -1,6 +1,7 @@
 """Errors of validation, one line each: the dotted key, what was expected, what was found, the nearest known key."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ _EXPECTED = {
     "greater_than": "a number > {gt:g}",
     "greater_than_equal": "a number >= {ge:g}",
     "less_than": "a number < {lt:g}",
+    "less_than_equal": "a number <= {le:g}",
     "literal_error": "{expected}",
 }
 
@@ -77,7 +79,8 @@ def unknown_key(key: str, known: Collection[str]) -> str:
 
     A key of the same name in another block comes first, then the nearest spelling in the same block, then anywhere.
     """
-    parent, _, leaf = key.rpartition(".")
+    # Items of a list share the keys of their block.
+    parent, _, leaf = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")
     namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     strangers = [name for name in known if name not in siblings.values() and name != parent]

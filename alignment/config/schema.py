@@ -110,27 +110,106 @@ class DataSource(_Block):
     revision: str | None = None
     streaming: bool = False
     limit: int | None = Field(default=None, gt=0)
+    weight: float | None = Field(default=None, gt=0)
+
+
+def _sources(value: Any) -> Any:
+    return (value,) if not isinstance(value, list | tuple) else tuple(value)
+
+
+# One source, or a list of them.
+Sources = Annotated[tuple[DataSource, ...], BeforeValidator(_sources), Field(min_length=1)]
+
+
+class FiltersSpec(_Block):
+    """Bounds that a row must keep to be trained or evaluated on: the options of ``alignment.data.filter_rows``."""
+
+    max_prompt_chars: int | None = Field(default=None, gt=0)
+    min_response_chars: int | None = Field(default=None, gt=0)
+    max_response_chars: int | None = Field(default=None, gt=0)
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    min_margin: float | None = Field(default=None, gt=0)
+    min_agreement: float | None = Field(default=None, gt=0, le=1)
+    min_letters: float | None = Field(default=None, gt=0, le=1)
+    max_repetition: float | None = Field(default=None, ge=0, lt=1)
+    distinct_responses: bool = False
+
+
+class DuplicatesSpec(_Block):
+    """Rows that say the same twice are left out; ``similarity`` is the Jaccard index from which ``near`` ones are."""
+
+    remove: Literal["exact", "near"]
+    similarity: float = Field(default=0.8, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _exact_has_no_bound(self) -> Self:
+        if self.remove == "exact" and "similarity" in self.model_fields_set:
+            raise ValueError("expected similarity only with remove: near; exact duplicates have none")
+        return self
+
+
+class DecontaminateSpec(_Block):
+    """Training rows that hold a held-out prompt, or one of the sources ``against``, are left out."""
+
+    against: Annotated[tuple[DataSource, ...], BeforeValidator(_sources)] = ()
+    ngram: int = Field(default=8, gt=0)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+
+
+class MixingSpec(_Block):
+    """What happens when one of several weighted sources has run out."""
+
+    stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
 
 
 class DataSpec(_Block):
     """Where prompts, and for offline methods responses and feedback, come from; lengths are in tokens."""
 
-    preferences: DataSource | None = None
-    prompts: DataSource | None = None
+    preferences: Sources | None = None
+    prompts: Sources | None = None
+    evaluation: DataSource | None = None
     eval_fraction: float = Field(default=0.1, ge=0, lt=1)
+    filters: FiltersSpec | None = None
+    duplicates: DuplicatesSpec | None = None
+    decontaminate: DecontaminateSpec | None = None
+    mixing: MixingSpec = MixingSpec()
     max_prompt_length: int = Field(default=512, gt=0)
     max_completion_length: int = Field(default=512, gt=0)
+    cache: bool = True
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.preferences is None) == (self.prompts is None):
             found = "neither" if self.prompts is None else "both (switch one off: data.preferences=null)"
             raise ValueError(f"expected exactly one of data.preferences and data.prompts, got {found}")
-        if self.preferences is not None and self.preferences.format == "prompts":
+        if self.preferences is not None and any(source.format == "prompts" for source in self.preferences):
             raise ValueError(
                 "expected feedback in data.preferences, got format 'prompts'; name the file in data.prompts"
             )
         return self
+
+    @model_validator(mode="after")
+    def _weights_are_for_mixing(self) -> Self:
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and (len(weighted) == 1 or not all(weighted)):
+            raise ValueError("expected a weight for each of several sources, or none at all: then all rows are taken")
+        if "mixing" in self.model_fields_set and not any(weighted):
+            raise ValueError("expected sources with weights for data.mixing, got none; nothing would read it")
+        others = (self.evaluation, *(self.decontaminate.against if self.decontaminate else ()))
+        if any(source is not None and source.weight is not None for source in others):
+            raise ValueError("expected weights only in the sources that are trained on")
+        return self
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> Self:
+        if self.evaluation is not None and "eval_fraction" in self.model_fields_set:
+            raise ValueError("expected data.evaluation or data.eval_fraction, got both; data.eval_fraction=null")
+        return self
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """What is trained on."""
+        return self.preferences or self.prompts or ()
 
 
 class OpponentSpec(_Block):
@@ -230,6 +309,7 @@ class Recipe(_Block):
             del tree["sampling"]
         if not self.anchors.store:
             del tree["anchors"]
+        tree["data"] = _plain_data(tree["data"])
         if self.build_method().needs.schedule != "iterative":
             tree["schedule"] = {"kind": self.schedule.kind}
         return dump_yaml(_plain(tree))
@@ -251,6 +331,17 @@ def _drop_nulls(value: Any) -> Any:
     return value
 
 
+def _plain_data(data: dict[str, Any]) -> dict[str, Any]:
+    """Without what nothing reads, and one source as a block instead of a list of one."""
+    unread = {"eval_fraction"} if "evaluation" in data else set()
+    if not any("weight" in source for key in ("preferences", "prompts") for source in data.get(key, ())):
+        unread.add("mixing")
+    if data.get("duplicates", {}).get("remove") == "exact":
+        data["duplicates"] = {"remove": "exact"}
+    single = {key: data[key][0] for key in ("preferences", "prompts") if len(data.get(key, ())) == 1}
+    return {key: single.get(key, value) for key, value in data.items() if key not in unread}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -261,6 +352,13 @@ def schema_keys(block: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[s
     """Dotted paths of all keys that the schema itself declares (not the options of methods, oracles, arguments)."""
     for name, spec in block.model_fields.items():
         yield prefix + name
-        for kind in (spec.annotation, *get_args(spec.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from schema_keys(kind, f"{prefix}{name}.")
+        for nested in _blocks(spec.annotation):
+            yield from schema_keys(nested, f"{prefix}{name}.")
+
+
+def _blocks(kind: Any) -> Iterator[type[BaseModel]]:
+    """The blocks that an annotation mentions, at whatever depth."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _blocks(part)

@@ -100,6 +100,19 @@ class Skipped:
     source: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a step of the preparation left in.
+
+    Args:
+        rows: in their order.
+        removed: reason -> the sources left out for it.
+    """
+
+    rows: tuple[Row, ...]
+    removed: Mapping[str, tuple[str, ...]]
+
+
 def describe_skipped(skipped: Mapping[str, tuple[str, ...]], *, verb: str = "skipped") -> str:
     """Say in one line what was left out.
 

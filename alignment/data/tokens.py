@@ -110,18 +110,32 @@ def encode_rows(
         UserError: if the chat template is missing or unfit, BOS comes twice, no end-of-sequence token is known, a limit
             is below 1, or no row is left.
     """
+    return collect_outcomes(encode_outcomes(rows, tokenizer, max_prompt_length, max_completion_length))
+
+
+def encode_outcomes(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, max_completion_length: int
+) -> list[EncodedRow | Skipped]:
+    """For each row its token ids, or why it was left out."""
     _check_limits(max_prompt_length, max_completion_length)
     if not rows:
         raise UserError("expected at least one row to encode, found none; read a data file first")
-    encoded: list[EncodedRow] = []
-    skipped: dict[str, list[str]] = {}
+    outcomes: list[EncodedRow | Skipped] = []
     for start in range(0, len(rows), _CHUNK_ROWS):
         chunk = rows[start : start + _CHUNK_ROWS]
-        for outcome in _encode(chunk, tokenizer, max_prompt_length, max_completion_length):
-            if isinstance(outcome, EncodedRow):
-                encoded.append(outcome)
-            else:
-                skipped.setdefault(outcome.reason, []).append(outcome.source)
+        outcomes += _encode(chunk, tokenizer, max_prompt_length, max_completion_length)
+    return outcomes
+
+
+def collect_outcomes(outcomes: Sequence[EncodedRow | Skipped]) -> EncodeResult:
+    """Sort what was encoded from what was left out; nothing left is an error."""
+    encoded: list[EncodedRow] = []
+    skipped: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, EncodedRow):
+            encoded.append(outcome)
+        else:
+            skipped.setdefault(outcome.reason, []).append(outcome.source)
     result = EncodeResult(
         rows=tuple(encoded),
         skipped={reason: tuple(sources) for reason, sources in skipped.items()},
@@ -133,6 +147,30 @@ def encode_rows(
             "use a chat template that fits the data"
         )
     return result
+
+
+def merged_boundaries(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Where the tokenizer, given prompt and response as one text, makes a token out of the end of one and the start of
+    the other.
+
+    The completion is tokenised by itself then, as a sampler would continue the prompt; other tools, and data tokenised
+    as a whole, have other ids there.
+
+    Returns:
+        The source of each such row, once for each response.
+
+    Raises:
+        UserError: as :func:`encode_rows`.
+    """
+    is_chat = [row.prompt[0].role != RAW_TEXT for row in rows]
+    drafts = [draft for draft in _draft(rows, is_chat, tokenizer) if isinstance(draft, _Draft)]
+    _tokenize_drafts(drafts, tokenizer)
+    return tuple(
+        draft.row.source
+        for draft in drafts
+        for ids in draft.whole_ids
+        if ids[: len(draft.prompt_ids)] != draft.prompt_ids
+    )
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -243,17 +281,20 @@ class _Draft:
 def _encode(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, max_completion_length: int
 ) -> list[EncodedRow | Skipped]:
-    is_chat = [row.prompt[0].role != RAW_TEXT for row in rows]
-    template = _read_template(tokenizer) if any(is_chat) else None
-    drafts = [
-        _draft_chat(row, tokenizer, template) if template is not None and chat else _draft_text(row, tokenizer)
-        for row, chat in zip(rows, is_chat, strict=True)
-    ]
+    drafts = _draft(rows, [row.prompt[0].role != RAW_TEXT for row in rows], tokenizer)
     live = [draft for draft in drafts if isinstance(draft, _Draft)]
     _tokenize_drafts(live, tokenizer)
     return [
         _finish(draft, tokenizer, max_prompt_length, max_completion_length) if isinstance(draft, _Draft) else draft
         for draft in drafts
+    ]
+
+
+def _draft(rows: Sequence[Row], is_chat: Sequence[bool], tokenizer: PreTrainedTokenizerBase) -> list[_Draft | Skipped]:
+    template = _read_template(tokenizer) if any(is_chat) else None
+    return [
+        _draft_chat(row, tokenizer, template) if template is not None and chat else _draft_text(row, tokenizer)
+        for row, chat in zip(rows, is_chat, strict=True)
     ]
 
 

@@ -43,7 +43,7 @@ class AOT(Options):
         eps: probability that a label is wrong.
     """
 
-    beta: float = option(paper="not given by the paper; TRL's default is 0.1 (2406.05882)", above=0)
+    beta: float = option(paper="not given by the paper; TRL's default is 0.1 (2406.05882)", above=0, usual=(0.1, 0.1))
     eps: float = option(default=0.0, paper="0: the paper has no label smoothing (2406.05882)", at_least=0, below=0.5)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),), micro_batch_statistics=True)

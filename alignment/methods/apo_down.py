@@ -34,7 +34,7 @@ def apo_down_loss(ell_w: Tensor, ell_l: Tensor, *, beta: float) -> Tensor:
 class APODown(Options):
     """APO-down: offline, one reference, bounded loss."""
 
-    beta: float = option(paper="the paper uses 0.1 (2408.06266, sec. 5.2, as given by TRL)", above=0)
+    beta: float = option(paper="the paper uses 0.1 (2408.06266, sec. 5.2, as given by TRL)", above=0, usual=(0.1, 0.1))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "none"

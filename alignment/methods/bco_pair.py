@@ -33,7 +33,7 @@ def bco_pair_loss(ell_w: Tensor, ell_l: Tensor, *, beta: float) -> Tensor:
 class BCOPair(Options):
     """BCO on pairs: offline, one reference; without normalisation ``beta ell(y)`` would be the logit of P(y > s)."""
 
-    beta: float = option(paper="the paper uses 0.01 (2404.04656, app. C, as given by TRL)", above=0)
+    beta: float = option(paper="the paper uses 0.01 (2404.04656, app. C, as given by TRL)", above=0, usual=(0.01, 0.01))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

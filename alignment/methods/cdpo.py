@@ -36,7 +36,7 @@ def cdpo_loss(h: Tensor, *, beta: float, eps: float) -> Tensor:
 class CDPO(Options):
     """cDPO: offline, one reference; a finite margin even where every label agrees."""
 
-    beta: float = option(paper="HALOs' code uses 0.1", above=0)
+    beta: float = option(paper="HALOs' code uses 0.1", above=0, usual=(0.1, 0.1))
     eps: float = option(paper="the share of flipped labels; HALOs' code uses 0.2", at_least=0, below=0.5)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -36,8 +36,8 @@ def contrastive_cpo_loss(delta: Tensor, nll_w: Tensor, *, beta: float, nll_weigh
 class ContrastiveCPO(Options):
     """Contrastive CPO: offline, no reference."""
 
-    beta: float = option(paper="0.1 (2401.08417, released code)", above=0)
-    nll_weight: float = option(paper="1 (2401.08417, released code)", at_least=0)
+    beta: float = option(paper="0.1 (2401.08417, released code)", above=0, usual=(0.1, 0.1))
+    nll_weight: float = option(paper="1 (2401.08417, released code)", at_least=0, usual=(1, 1))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs")
     solution: ClassVar[Solution] = "numeric"

@@ -85,10 +85,14 @@ class CPO(Options):
     """
 
     beta: float = option(
-        paper="2.5 in the name of the released checkpoint, 0.1 in the analysis (2605.20834) [second-hand]", above=0
+        paper="2.5 in the name of the released checkpoint, 0.1 in the analysis (2605.20834) [second-hand]",
+        above=0,
+        usual=(0.1, 2.5),
     )
     gamma: float = option(
-        paper="0.25 ('alpha') in the name of the released checkpoint (2605.20834) [unverified]", at_least=0
+        paper="0.25 ('alpha') in the name of the released checkpoint (2605.20834) [unverified]",
+        at_least=0,
+        usual=(0.25, 0.25),
     )
     margin: Literal["reference", "hard"] = option(default="reference", paper="reference (2605.20834, eq. 17)")
     m0: float = option(default=0.0, paper="ours, not the paper's", at_least=0)

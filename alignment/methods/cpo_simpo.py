@@ -40,7 +40,7 @@ def cpo_simpo_loss(delta_mean: Tensor, nll_w: Tensor, *, beta: float, gamma: flo
 class CPOSimPO(Options):
     """CPO-SimPO: offline, no reference."""
 
-    beta: float = option(paper="no paper; SimPO uses 2 to 10 (2405.14734, released recipes)", above=0)
+    beta: float = option(paper="no paper; SimPO uses 2 to 10 (2405.14734, released recipes)", above=0, usual=(2, 10))
     gamma: float = option(paper="no paper; SimPO uses 0.1 to 0.8 times beta (2405.14734)", at_least=0)
     nll_weight: float = option(paper="no paper; the repository's formula has 1 (fe1ixxu/CPO_SIMPO)", at_least=0)
 

@@ -43,7 +43,9 @@ class DiscoPOP(Options):
         temp: width of the blend. Above 1 the loss grows exponentially for badly ranked pairs.
     """
 
-    beta: float = option(paper="the paper uses 0.05 (2406.08414, app. B.1, as given by TRL)", above=0)
+    beta: float = option(
+        paper="the paper uses 0.05 (2406.08414, app. B.1, as given by TRL)", above=0, usual=(0.05, 0.05)
+    )
     temp: float = option(paper="the paper uses 0.05 (its tau; 2406.08414, app. E, as given by TRL)", above=0, at_most=1)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -29,7 +29,11 @@ def dpo_loss(h: Tensor, *, beta: float) -> Tensor:
 class DPO(Options):
     """DPO: offline, one reference, the RLHF optimum under a Bradley-Terry oracle."""
 
-    beta: float = option(paper="the paper uses 0.1, and 0.5 for summarisation (2305.18290, app. B)", above=0)
+    beta: float = option(
+        paper="the paper uses 0.1, and 0.5 for summarisation (2305.18290, app. B); 2405.14734 uses 0.01",
+        above=0,
+        usual=(0.01, 0.5),
+    )
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "bt_optimum"

@@ -34,7 +34,7 @@ def dpop_loss(h: Tensor, logratios_w: Tensor, *, beta: float, weight: float) -> 
 class DPOP(Options):
     """DPOP: offline, one reference; the chosen response keeps its probability, also where a pair differs little."""
 
-    beta: float = option(paper="0.3 is reported (2402.13228)", above=0)
+    beta: float = option(paper="0.3 is reported (2402.13228)", above=0, usual=(0.3, 0.3))
     weight: float = option(paper="lambda: 50; 5 to 500 in the ablation, as reported (2402.13228)", at_least=0)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

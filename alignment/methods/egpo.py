@@ -35,7 +35,9 @@ def egpo_loss(x: LossInputs, ref_BG: Tensor, *, tau: float) -> LossOutput:
 class EGPO(Options):
     """EGPO: last-iterate linear convergence to the regularised equilibrium, for twice the gradients."""
 
-    tau: float = option(paper="the released code uses 0.1 for language models, 0.01 for games (2503.08942)", above=0)
+    tau: float = option(
+        paper="the released code uses 0.1 for language models, 0.01 for games (2503.08942)", above=0, usual=(0.1, 0.1)
+    )
 
     needs: ClassVar[Needs] = Needs(
         feedback="wins",

@@ -42,7 +42,9 @@ class EXOPair(Options):
         eps: label smoothing. Bounds ``beta h`` by ``log((1 - eps) / eps)``.
     """
 
-    beta: float = option(paper="the paper uses 0.1 (its beta_r; 2402.00856, app. B, as given by TRL)", above=0)
+    beta: float = option(
+        paper="the paper uses 0.1 (its beta_r; 2402.00856, app. B, as given by TRL)", above=0, usual=(0.1, 0.1)
+    )
     eps: float = option(paper="the paper uses 0.001 (2402.00856, as given by TRL)", above=0, below=0.5)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -32,7 +32,9 @@ class Hinge(Options):
     Its optimum depends on which response wins more often, hardly on how often: it is piecewise linear.
     """
 
-    beta: float = option(paper="TRL's default is 0.1; the paper tunes it as gamma (2309.06657)", above=0)
+    beta: float = option(
+        paper="TRL's default is 0.1; the paper tunes it as gamma (2309.06657)", above=0, usual=(0.1, 0.1)
+    )
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

@@ -30,7 +30,7 @@ def hypo_loss(delta: Tensor, delta_ref: Tensor, *, beta: float) -> Tensor:
 class HyPO(Options):
     """HyPO: offline, one reference, consulted only where it agrees with the label."""
 
-    beta: float = option(paper="not verified; DPO's 0.1 is usual (2602.11902)", above=0)
+    beta: float = option(paper="not verified; DPO's 0.1 is usual (2602.11902)", above=0, usual=(0.1, 0.1))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

@@ -38,7 +38,9 @@ class INPO(Options):
     """INPO: ``0 < tau <= eta``; at tau = 0 it would converge to the unregularised solution instead."""
 
     tau: float = option(paper="the paper uses eta / 3 (2407.00617, app. B)", above=0)
-    eta: float = option(paper="the paper chose 0.005 from 0.1 to 0.002 (2407.00617, app. B)", above=0)
+    eta: float = option(
+        paper="the paper chose 0.005 from 0.1 to 0.002 (2407.00617, app. B)", above=0, usual=(0.002, 0.1)
+    )
 
     needs: ClassVar[Needs] = Needs(
         feedback="pairs", anchors=(Frozen("ref"), Previous("prev")), sampler="prev", schedule="iterative"

@@ -35,7 +35,9 @@ class IPO(Options):
     """IPO: offline, one reference; a target that deterministic labels cannot push to infinity."""
 
     tau: float = option(
-        paper="the paper has no language model; TRL, which calls it beta, uses 0.1 (2310.12036)", above=0
+        paper="the paper has no language model; TRL, which calls it beta, uses 0.1 (2310.12036)",
+        above=0,
+        usual=(0.1, 0.1),
     )
     length_normalize: bool = option(
         default=True, paper="a sum in eq. 17, a mean over tokens in the authors' runs (2310.12036)"

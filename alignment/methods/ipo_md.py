@@ -16,7 +16,7 @@ from alignment.types import Frozen, LossInputs, LossOutput, Needs, Paper, Soluti
 class IPOMD(Options):
     """IPO-MD: at its stationary point the mixture is the equilibrium at tau / (1 - mix) (2403.08635, prop. 5.2)."""
 
-    tau: float = option(paper="the paper chose 1 (2403.08635)", above=0, example=1.0)
+    tau: float = option(paper="the paper chose 1 (2403.08635)", above=0, example=1.0, usual=(0.1, 10))
     mix: float = option(
         paper="the paper chose 0.125 from {0.125, 0.25} (2403.08635)", at_least=0, below=1, example=0.125
     )

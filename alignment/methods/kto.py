@@ -64,7 +64,7 @@ class KTO(Options):
         undesirable_weight: w_U.
     """
 
-    beta: float = option(paper="the paper uses 0.1 (2402.01306)", above=0)
+    beta: float = option(paper="the paper uses 0.1 (2402.01306)", above=0, usual=(0.1, 0.1))
     desirable_weight: float = option(
         paper="the paper keeps w_D n_D / (w_U n_U) in [1, 4/3]; 1 for balanced labels (2402.01306)", above=0
     )

@@ -87,7 +87,7 @@ class LiPO(Options):
         scale_by_list_size: multiply by the number of responses, as RAX does; ``lambda`` only.
     """
 
-    beta: float = option(paper="the paper uses 0.05 (2402.01878)", above=0, example=0.05)
+    beta: float = option(paper="the paper uses 0.05 (2402.01878)", above=0, example=0.05, usual=(0.05, 0.05))
     objective: Literal["lambda", "list_mle", "pair_logistic", "pair_hinge", "softmax", "point_mse", "point_sigmoid"] = (
         option(default="lambda", paper="lambda (2402.01878, eq. 8)")
     )
@@ -95,6 +95,8 @@ class LiPO(Options):
     log_base: Literal[2, "e"] = option(default=2, paper="2 in the experiments (RAX; 2402.01878, app. B)")
     scale_by_list_size: bool = option(default=True, paper="true in the experiments (RAX; 2402.01878, app. B)")
 
+    # 2e-5 with Adafactor, which scales its steps by the weights; 5e-7 and more are usual with Adam.
+    usual_learning_rate: ClassVar[tuple[float, float]] = (3e-7, 2e-5)
     needs: ClassVar[Needs] = Needs(feedback="scores", anchors=(Frozen("ref"),))
     paper: ClassVar[Paper] = Paper(
         title="LiPO: Listwise Preference Optimization through Learning-to-Rank",

@@ -46,7 +46,9 @@ class MNPO(Options):
         player_weights: lambda of each other player, by name; only where ``opponents`` is heterogeneous.
     """
 
-    eta: float = option(paper="the paper chose 0.0075 (2509.23102, app. C)", above=0, example=0.0075)
+    eta: float = option(
+        paper="the paper chose 0.0075 (2509.23102, app. C)", above=0, example=0.0075, usual=(0.0075, 0.0075)
+    )
     ref_weight: float = option(
         paper="the released code uses 1/3 in round 1, 0.85 in round 2 (2509.23102)", at_least=0, at_most=1, example=0.25
     )

@@ -50,7 +50,7 @@ def nash_md_token_loss(x: LossInputs, ref_BGT: Tensor, *, tau: float) -> LossOut
 class NashMD(Options):
     """Nash-MD-PG: at its fixed point the mixture is the equilibrium at ``tau / (1 - mix)``."""
 
-    tau: float = option(paper="the paper chose 0.008 (2312.00886)", above=0, example=0.008)
+    tau: float = option(paper="the paper chose 0.008 (2312.00886)", above=0, example=0.008, usual=(0.008, 0.008))
     mix: float = option(
         paper="the paper's best are 0.125 to 0.375 (2312.00886, table 2)", at_least=0, at_most=1, example=0.125
     )

@@ -32,7 +32,9 @@ def nca_pair_loss(ell_w: Tensor, ell_l: Tensor, *, beta: float) -> Tensor:
 class NCAPair(Options):
     """NCA on pairs: offline, one reference; keeps the chosen likelihood from falling, which DPO does not."""
 
-    beta: float = option(paper="the paper uses 0.01 (its alpha; 2402.05369, app. C, as given by TRL)", above=0)
+    beta: float = option(
+        paper="the paper uses 0.01 (its alpha; 2402.05369, app. C, as given by TRL)", above=0, usual=(0.01, 0.01)
+    )
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

@@ -16,7 +16,9 @@ from alignment.types import Frozen, LossInputs, LossOutput, Needs, Paper, Soluti
 class OMD(Options):
     """OMD: the one-step baseline of EGPO; locally stable iff a < 2 / (1 + (s / tau)^2), see `games.omd_threshold`."""
 
-    tau: float = option(paper="the released code of 2503.08942 uses 0.1 for language models, 0.01 for games", above=0)
+    tau: float = option(
+        paper="the released code of 2503.08942 uses 0.1 for language models, 0.01 for games", above=0, usual=(0.1, 0.1)
+    )
 
     needs: ClassVar[Needs] = Needs(
         feedback="wins",

@@ -13,7 +13,7 @@ from alignment.types import Frozen, LossInputs, LossOutput, Needs, Paper, Soluti
 class OnlineDPO(Options):
     """Online DPO with expected (soft) labels."""
 
-    beta: float = option(paper="2403.08635 chose 5 for online DPO; 2402.04792 uses 0.1", above=0)
+    beta: float = option(paper="2403.08635 chose 5 for online DPO; 2402.04792 uses 0.1", above=0, usual=(0.1, 5))
 
     needs: ClassVar[Needs] = Needs(
         feedback="prefs", anchors=(Frozen("ref"),), sampler="policy", opponent="none", schedule="online"

@@ -33,7 +33,7 @@ def online_ipo_loss(x: LossInputs, ref_BG: Tensor, *, tau: float) -> LossOutput:
 class OnlineIPO(Options):
     """Online IPO: pairs from the policy itself, one gradient step each."""
 
-    tau: float = option(paper="the paper chose 1 from {0.1, 0.5, 1, 5, 10} (2403.08635)", above=0)
+    tau: float = option(paper="the paper chose 1 from {0.1, 0.5, 1, 5, 10} (2403.08635)", above=0, usual=(0.1, 10))
 
     needs: ClassVar[Needs] = Needs(
         feedback="prefs", anchors=(Frozen("ref"),), sampler="policy", opponent="none", schedule="online"

@@ -28,7 +28,9 @@ def onpo_loss(x: LossInputs, prev_BG: Tensor, *, eta: float) -> LossOutput:
 class ONPO(Options):
     """ONPO: unregularised; the last iterate converges linearly to a unique equilibrium for eta <= 1/8."""
 
-    eta: float = option(paper="the paper chose 100 (1/eta = 0.01 from 0.1 to 0.005; 2502.16852 [second-hand])", above=0)
+    eta: float = option(
+        paper="the paper chose 100 (1/eta = 0.01 from 0.1 to 0.005; 2502.16852 [second-hand])", above=0, usual=(10, 200)
+    )
 
     needs: ClassVar[Needs] = Needs(
         feedback="prefs", anchors=(Previous("prev"),), sampler="prev", schedule="iterative", fits=2

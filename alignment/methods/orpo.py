@@ -32,7 +32,7 @@ def orpo_loss(mean_logps_w: Tensor, mean_logps_l: Tensor, *, weight: float) -> T
 class ORPO(Options):
     """ORPO: offline, no reference; fine-tuning and preference in one stage, so it may start from a base model."""
 
-    weight: float = option(paper="lambda: 0.1 in the released code (2403.07691)", at_least=0)
+    weight: float = option(paper="lambda: 0.1 in the released code (2403.07691)", at_least=0, usual=(0.1, 0.1))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs")
     solution: ClassVar[Solution] = "numeric"

@@ -36,7 +36,9 @@ def rdpo_loss(h: Tensor, excess_length: Tensor, *, beta: float, alpha: float) ->
 class RDPO(Options):
     """R-DPO: offline, one reference; under a Bradley-Terry oracle the optimum of ``r - alpha |y|``."""
 
-    beta: float = option(paper="DPO's 0.1 is usual; the paper's value is not verified (2403.19159)", above=0)
+    beta: float = option(
+        paper="DPO's 0.1 is usual; the paper's value is not verified (2403.19159)", above=0, usual=(0.1, 0.1)
+    )
     alpha: float = option(paper="0.005 to 1 is reported; the paper's grid is not verified (2403.19159)", at_least=0)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -38,7 +38,7 @@ class RobustDPO(Options):
     The expected loss has a minimum where every preference lies in [eps, 1 - eps], as noisy labels do.
     """
 
-    beta: float = option(paper="TRL quotes 0.01 from the paper (2403.00409, app. B)", above=0)
+    beta: float = option(paper="TRL quotes 0.01 from the paper (2403.00409, app. B)", above=0, usual=(0.01, 0.01))
     eps: float = option(paper="the share of flipped labels; TRL quotes 0.1 (2403.00409, sec. 6)", at_least=0, below=0.5)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -36,7 +36,7 @@ def rpo_loss(h: Tensor, nll_w: Tensor, *, beta: float, nll_weight: float) -> Ten
 class RPO(Options):
     """DPO+NLL: offline, one reference; the chosen response does not lose probability together with the rejected one."""
 
-    beta: float = option(paper="0.1 (2404.19733)", above=0)
+    beta: float = option(paper="0.1 (2404.19733)", above=0, usual=(0.1, 0.1))
     nll_weight: float = option(paper="1 (2404.19733)", at_least=0)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))

@@ -32,7 +32,7 @@ def sigmoid_norm_loss(h_mean: Tensor, *, beta: float) -> Tensor:
 class SigmoidNorm(Options):
     """Length-normalised DPO: offline, one reference; the Bradley-Terry optimum only where all lengths are 1."""
 
-    beta: float = option(paper="5 is reported for Tulu 3, not verified (2411.15124)", above=0)
+    beta: float = option(paper="5 is reported for Tulu 3, not verified (2411.15124)", above=0, usual=(5, 5))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

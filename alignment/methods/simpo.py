@@ -33,7 +33,9 @@ def simpo_loss(delta_mean: Tensor, *, beta: float, gamma: float) -> Tensor:
 class SimPO(Options):
     """SimPO: offline, no reference."""
 
-    beta: float = option(paper="2 to 10; 2.5 for Llama3-Instruct (2405.14734, released recipes)", above=0)
+    beta: float = option(
+        paper="2 to 10; 2.5 for Llama3-Instruct (2405.14734, released recipes)", above=0, usual=(2, 10)
+    )
     gamma: float = option(
         paper="0.1 to 0.8 times beta; 1.375 for Llama3-Instruct (2405.14734, released recipes)", at_least=0
     )

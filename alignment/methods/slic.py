@@ -35,7 +35,7 @@ def slic_loss(delta: Tensor, nll_w: Tensor, *, margin: float, nll_weight: float)
 class SLiC(Options):
     """SLiC-HF: offline, no reference."""
 
-    margin: float = option(paper="HALOs' code uses 1.0 (2305.10425)", above=0)
+    margin: float = option(paper="HALOs' code uses 1.0 (2305.10425)", above=0, usual=(1, 1))
     nll_weight: float = option(paper="HALOs' code uses 0.1 (2305.10425)", at_least=0)
 
     needs: ClassVar[Needs] = Needs(feedback="pairs")

@@ -40,7 +40,9 @@ class SPPO(Options):
             centred win rate is then multiplied by (G - 1) / G.
     """
 
-    eta: float = option(paper="the released code uses 1000 (its beta = 1/eta = 0.001; 2405.00675)", above=0)
+    eta: float = option(
+        paper="the released code uses 1000 (its beta = 1/eta = 0.001; 2405.00675)", above=0, usual=(1000, 1000)
+    )
     include_self: bool = option(default=False, paper="True in the released code (2405.00675)")
 
     needs: ClassVar[Needs] = Needs(

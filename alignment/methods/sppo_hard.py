@@ -35,7 +35,9 @@ def sppo_hard_loss(ell_w: Tensor, ell_l: Tensor, *, eta: float) -> Tensor:
 class SPPOHard(Options):
     """SPPO on labelled pairs; without normalisation ``log pi/ref (y)`` would be ``eta (P(y > s) - 1/2)``."""
 
-    eta: float = option(paper="the released code uses 1000 (its beta = 1/eta = 0.001; 2405.00675)", above=0)
+    eta: float = option(
+        paper="the released code uses 1000 (its beta = 1/eta = 0.001; 2405.00675)", above=0, usual=(1000, 1000)
+    )
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),))
     solution: ClassVar[Solution] = "numeric"

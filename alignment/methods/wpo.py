@@ -49,7 +49,7 @@ def confidence(x: LossInputs) -> Tensor:
 class WPO(Options):
     """WPO: offline, one reference; the weights change the path of DPO and not where it ends under Bradley-Terry."""
 
-    beta: float = option(paper="the paper uses 0.01 (2406.11827, sec. 4.1)", above=0)
+    beta: float = option(paper="the paper uses 0.01 (2406.11827, sec. 4.1)", above=0, usual=(0.01, 0.01))
 
     needs: ClassVar[Needs] = Needs(feedback="pairs", anchors=(Frozen("ref"),), confidence=True)
     solution: ClassVar[Solution] = "bt_optimum"

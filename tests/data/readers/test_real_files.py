@@ -16,14 +16,14 @@ import yaml
 
 from alignment.config import DataSource, load_recipe
 from alignment.data import ReadResult, read_rows, split_rows
-from alignment.loop import read_source
+from alignment.preparation import read_source
 
 FindData = Callable[[str], Path]
 Fails = Callable[..., str]
 
 README = Path(__file__).parents[3] / "recipes" / "README.md"
 RECIPE = "method: {name: dpo, beta: 0.1}\npolicy: {tiny: {}}\nschedule: {kind: offline}\noutput_dir: runs/test\n"
-BLOCKS = [block.split("```")[0] for block in README.read_text().split("```yaml\n")[2:]]
+MIXTURE, *BLOCKS = [block.split("```")[0] for block in README.read_text().split("```yaml\n")[2:]]
 
 HH = "preferences/hh_harmless_base_test.jsonl.gz"
 PANDALM = "preferences/pandalm_testset_v1.jsonl.gz"
@@ -36,8 +36,7 @@ def shown_source(tmp_path: Path, name: str, occurrence: int = 0, *overrides: str
     block = [block for block in BLOCKS if name in block][occurrence]
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + block)
-    source = load_recipe(path, list(overrides)).recipe.data.preferences
-    assert source is not None
+    (source,) = load_recipe(path, list(overrides)).recipe.data.sources
     return source
 
 
@@ -65,6 +64,13 @@ def test_every_block_of_the_text_is_a_valid_source(tmp_path: Path, monkeypatch: 
     for block in BLOCKS:
         name = Path(yaml.safe_load(block)["data"]["preferences"]["path"]).name
         assert shown_source(tmp_path, name).path
+
+
+def test_the_mixture_of_the_text_is_a_valid_block(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE + MIXTURE)
+    data = load_recipe(tmp_path / "recipe.yaml").recipe.data
+    assert [source.weight for source in data.sources] == [3, 1]
+    assert data.decontaminate is not None and data.decontaminate.against[0].path == ("prompts/alpaca_eval.jsonl",)
 
 
 def test_hh(read: Callable[..., ReadResult]) -> None:

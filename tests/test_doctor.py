@@ -1,0 +1,237 @@
+"""Each check of the doctor against a planted fault: it fails there, says so, and nothing else fails.
+
+The model's folder holds a tokenizer and a configuration and no weights, so whatever passes has loaded none.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+from alignment.cli import main
+from alignment.config import load_recipe
+from alignment.doctor import Examination, examine
+from alignment.tiny import CHAT_TEMPLATE, END, tiny_model, tiny_tokenizer
+
+ROLE = "<|{{ message.role }}|>"
+TEXTS = [f"Say the number {i} because it is a number" for i in range(40)]
+LINES = [
+    {"prompt": f"Say the number {i}", "chosen": f"{i} it is", "rejected": f"because it is a number {i}"}
+    for i in range(40)
+]
+
+
+def write_model(
+    folder: Path, *, texts: list[str] = TEXTS, template: str = CHAT_TEMPLATE, stop: int | None = None
+) -> Path:
+    tokenizer = tiny_tokenizer(texts, vocab_size=300)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    tiny_model(tokenizer, hidden_size=8, num_layers=1, num_heads=1, max_position_embeddings=64).config.save_pretrained(
+        folder
+    )
+    GenerationConfig(eos_token_id=tokenizer.eos_token_id if stop is None else stop).save_pretrained(folder)
+    return folder
+
+
+def write_lines(path: Path, lines: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def diagnose(tmp_path: Path) -> Callable[..., Examination]:
+    """Examine a sound recipe with overrides."""
+    write_model(tmp_path / "model")
+    write_lines(tmp_path / "pairs.jsonl", LINES)
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+method: {{name: dpo, beta: 0.1}}
+policy: {{model: {tmp_path / "model"}}}
+data:
+  preferences: {{path: {tmp_path / "pairs.jsonl"}, prompt_role: user}}
+  max_prompt_length: 32
+  max_completion_length: 32
+schedule: {{kind: offline}}
+training: {{learning_rate: 1e-6, per_device_train_batch_size: 8}}
+output_dir: {tmp_path / "run"}
+"""
+    )
+
+    def diagnose_with(*overrides: str) -> Examination:
+        return examine(load_recipe(tmp_path / "recipe.yaml", overrides).recipe)
+
+    return diagnose_with
+
+
+def failed(examination: Examination) -> dict[str, str]:
+    return {finding.check: finding.text for finding in examination.findings if finding.verdict == "fail"}
+
+
+def test_a_sound_recipe_passes_every_check(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    examination = diagnose()
+    assert examination.is_sound and not failed(examination)
+    checks = ["options", "data", "held-out rows", "encoding", "BOS", "EOS", "boundary", "truncation", "learning rate"]
+    assert [finding.check for finding in examination.findings] == [*checks, "reference"]
+    assert {finding.verdict for finding in examination.findings} == {"ok"}
+    assert not (tmp_path / "run").exists(), "it writes nothing there"
+    assert not list((tmp_path / "model").glob("*.safetensors"))
+
+
+def test_the_boundary_is_shown_with_its_marks(diagnose: Callable[..., Examination]) -> None:
+    first = diagnose().boundaries[0]
+    marks = [token.mark for token in (*first.prompt, *first.completion) if token is not None and token.mark]
+    assert marks == ["BOS", "special", "EOS", "special", "EOS"]
+    shown = "".join(token.text for token in first.completion if token is not None)
+    assert shown.endswith(f"it is{END}")
+    assert first.prompt[-1] is not None and first.prompt[-1].text == "<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "said"),
+    [
+        (("{{ bos_token }}", "{{ bos_token }}" * 2), "encoding", "found two"),
+        ((ROLE, ROLE + "{{ bos_token }}"), "BOS", "stands inside"),
+        (("{% if add_generation_prompt %}<|assistant|>{% endif %}", ""), "encoding", "add_generation_prompt"),
+    ],
+    ids=["two BOS", "BOS in a turn", "no generation prompt"],
+)
+def test_faults_of_a_template(
+    diagnose: Callable[..., Examination], tmp_path: Path, change: tuple[str, str], check: str, said: str
+) -> None:
+    write_model(tmp_path / "model", template=CHAT_TEMPLATE.replace(*change))
+    found = failed(diagnose())
+    assert list(found) == [check] and said in found[check]
+
+
+def test_a_generation_prompt_that_ends_inside_a_word_merges(
+    diagnose: Callable[..., Examination], tmp_path: Path
+) -> None:
+    """The template writes " nu" before each reply, the reply goes on with "mber": one token where both are known."""
+    begun = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|> nu{% endif %}")
+    begun = begun.replace(ROLE, ROLE + "{% if message.role == 'assistant' %} nu{% endif %}")
+    write_model(tmp_path / "model", template=begun)
+    lines = [{**line, "chosen": f"mber {i}", "rejected": f"mber it is {i}"} for i, line in enumerate(LINES)]
+    write_lines(tmp_path / "pairs.jsonl", lines)
+    found = failed(diagnose())
+    assert list(found) == ["boundary"] and "merge the prompt's end" in found["boundary"]
+
+
+def test_a_raw_prompt_that_ends_in_a_space_merges(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [{**line, "prompt": line["prompt"] + " "} for line in LINES])
+    found = failed(diagnose("data.preferences.prompt_role=text"))
+    assert list(found) == ["boundary"] and "move white space" in found["boundary"]
+    sound = [{**line, "chosen": " " + line["chosen"], "rejected": " " + line["rejected"]} for line in LINES]
+    write_lines(tmp_path / "pairs.jsonl", sound)
+    assert diagnose("data.preferences.prompt_role=text").is_sound
+
+
+def test_no_end_token(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": None}))
+    found = failed(diagnose("data.preferences.prompt_role=text"))
+    assert list(found) == ["encoding"] and "end-of-sequence" in found["encoding"]
+
+
+def test_an_end_at_which_sampling_does_not_stop(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    write_model(tmp_path / "model", stop=7)
+    found = failed(diagnose())
+    assert list(found) == ["EOS"] and "stops at [7] only" in found["EOS"]
+
+
+def test_truncation(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    found = failed(diagnose("data.max_completion_length=64"))
+    assert list(found) == ["truncation"] and "the model has 64 positions" in found["truncation"]
+    long = [{**line, "prompt": line["prompt"] + " number" * 40 * (i % 4 > 0)} for i, line in enumerate(LINES)]
+    write_lines(tmp_path / "pairs.jsonl", long)
+    found = failed(diagnose())
+    assert list(found) == ["truncation"] and "of the rows are left out" in found["truncation"]
+
+
+def test_truncation_that_leaves_no_difference(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    lines = [
+        {**line, "chosen": f"because it is {i}", "rejected": f"because it was {i}"} for i, line in enumerate(LINES)
+    ]
+    write_lines(tmp_path / "pairs.jsonl", lines)
+    assert diagnose().is_sound
+    found = failed(diagnose("data.max_completion_length=1"))
+    assert list(found) == ["truncation"] and "nothing of what differs" in found["truncation"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "said"),
+    [
+        (["training.learning_rate=1e-3"], "learning rate", "more than 10 times off"),
+        (["training.learning_rate=1e-9"], "learning rate", "more than 10 times off"),
+        (["training.per_device_train_batch_size=64"], "learning rate", "fewer rows than one batch"),
+        (["method.beta=50"], "options", "beta = 50; usual 0.01 to 0.5"),
+        (["method.beta=1e-4"], "options", "beta = 0.0001"),
+    ],
+)
+def test_numbers_far_from_the_paper(
+    diagnose: Callable[..., Examination], overrides: list[str], check: str, said: str
+) -> None:
+    found = failed(diagnose(*overrides))
+    assert list(found) == [check] and said in found[check]
+
+
+def test_an_adapter_may_learn_ten_times_as_fast(diagnose: Callable[..., Examination]) -> None:
+    """4e-5 at a batch of 8 is as 1.1e-4 at 64: too much for all weights (5e-5), not for an adapter (5e-4)."""
+    assert list(failed(diagnose("training.learning_rate=4e-5"))) == ["learning rate"]
+    assert diagnose("training.learning_rate=4e-5", "policy.lora={rank: 2}").is_sound
+
+
+def test_a_tiny_model_is_not_judged_by_a_paper(diagnose: Callable[..., Examination]) -> None:
+    assert diagnose("policy={tiny: {vocab_size: 300}}", "policy.model=null", "training.learning_rate=1e-2").is_sound
+
+
+def test_references_of_nothing(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", texts=["quite another language"])
+    same = write_model(tmp_path / "same")
+    assert diagnose(f"policy.ref_model={same}").is_sound
+    unread = failed(diagnose("method={name: simpo, beta: 2.0, gamma: 1.0}", f"policy.ref_model={same}"))
+    assert list(unread) == ["reference"] and "reads no reference" in unread["reference"]
+    foreign = failed(diagnose(f"policy.ref_model={other}"))
+    assert list(foreign) == ["reference"] and "not the policy's" in foreign["reference"]
+    missing = failed(diagnose(f"policy.ref_model={tmp_path / 'nowhere'}"))
+    assert list(missing) == ["model"] and "nowhere" in missing["model"]
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    adapter = failed(diagnose("policy.lora={rank: 2}"))
+    assert list(adapter) == ["reference"] and "is an adapter" in adapter["reference"]
+
+
+def test_an_adapter_on_no_module(diagnose: Callable[..., Examination]) -> None:
+    assert diagnose("policy.lora={rank: 2, target_modules: [q_proj, v_proj]}").is_sound
+    found = failed(diagnose("policy.lora={rank: 2, target_modules: [query, v_proj]}"))
+    assert list(found) == ["adapter"] and "no module is called query; the model has" in found["adapter"]
+
+
+def test_held_out_prompts_that_are_trained_on(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    write_lines(tmp_path / "pairs.jsonl", [*LINES, *({**line, "prompt": line["prompt"].upper()} for line in LINES)])
+    found = failed(diagnose("data.eval_fraction=0.5"))
+    assert list(found) == ["held-out rows"] and "have the prompt of a held-out row" in found["held-out rows"]
+    assert diagnose("data.eval_fraction=0.5", "data.duplicates={remove: exact}").is_sound
+    assert diagnose("data.eval_fraction=0.5", "data.decontaminate={}").is_sound
+    found = failed(diagnose(f"data.evaluation={{path: {tmp_path / 'pairs.jsonl'}}}"))
+    assert list(found) == ["data"] and "expected prompts that are not trained on" in found["data"]
+
+
+def test_the_command(diagnose: Callable[..., Examination], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diagnose()
+    recipe = str(tmp_path / "recipe.yaml")
+    main_and_exit(["doctor", recipe], 0)
+    out = capsys.readouterr().out
+    assert " ‖ [" in out and "<|end|>' EOS]" in out and "fail" not in out
+    main_and_exit(["doctor", recipe, "method.beta=50", "--rows", "0", "--json"], 2)
+    report = json.loads(capsys.readouterr().out)
+    assert report["is_sound"] is False and report["boundaries"] == []
+    main_and_exit(["doctor", recipe, "data.preferences.path=nowhere.jsonl"], 2)
+    assert "fail  data: nowhere.jsonl: expected a file, found nothing" in capsys.readouterr().out
+
+
+def main_and_exit(arguments: list[str], code: int) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert (stopped.value.code or 0) == code
