@@ -78,6 +78,11 @@ class AnchorSet:
         is_base = name not in self._copies and name not in self._behaviour
         digest = hashlib.sha256()
         for key, tensor in sorted(module.state_dict().items()):
+            if not tensor.numel():
+                raise UserError(
+                    f"expected whole weights to store log-probs of '{name}', found '{key}' partitioned over processes; "
+                    "set zero3_init_flag: false in the launcher's configuration"
+                )
             if not (is_base and "lora_" in key):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 # As bytes: numpy knows no bfloat16.

@@ -37,6 +37,7 @@ from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows, encode_rows_cached
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
+from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.oracles import build_oracle
 from alignment.preparation import prepare_data
@@ -81,7 +82,10 @@ def run(recipe: Recipe) -> RunResult:
     Raises:
         UserError: for anything in the data or the recipe that cannot be trained on.
     """
-    method, args = recipe.build_method(), build_arguments(recipe)
+    method = recipe.build_method()
+    if uses_deepspeed(recipe.training):
+        check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
+    args = build_arguments(recipe)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
     is_first = args.process_index == 0
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
@@ -216,7 +220,10 @@ def _load_model(name: str, spec: PolicySpec) -> PreTrainedModel:
         )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name, dtype=_dtype(spec), quantization_config=quantization
+            name,
+            dtype=_dtype(spec),
+            quantization_config=quantization,
+            attn_implementation=spec.attn_implementation,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"policy: expected a causal language model at '{name}' ({error})") from None

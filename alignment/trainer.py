@@ -35,6 +35,7 @@ from alignment.data import (
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
 from alignment.iterations import AdvanceAnchors, WholeIterations, count_stages, per_iteration
+from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import ask, preference_matrix
@@ -111,6 +112,8 @@ class PreferenceTrainer(Trainer):
                 "the method samples from the policy and needs an oracle that answers on fresh samples, got None"
             )
         args = AlignmentArguments(output_dir="runs/trainer") if args is None else args
+        if args.deepspeed_plugin is not None:
+            check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
         self.sampling = args.sampling()
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"methods", "games", "optim", "welfare", "cache"},
     {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
     {"anchors", "stages", "rewards", "evaluation", "diagnosis", "model_card", "store"},
-    {"arguments", "batches", "checkpoints", "iterations", "trainer", "trainers"},
+    {"arguments", "launch", "batches", "checkpoints", "iterations", "trainer", "trainers"},
     {"config", "preparation", "loop", "ablation", "doctor", "report", "cli", "__main__"},
 ]
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}

@@ -1,6 +1,7 @@
 """Every shipped recipe loads strictly, says how it is run, and gives its numbers a source."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ def test_it_loads_without_a_note(name: str) -> None:
 def test_it_opens_with_its_command_and_its_device(name: str) -> None:
     command, measured, *_ = (FOLDER / name).read_text().splitlines()
     assert command.startswith("# ")
-    assert command.endswith(f"alignment train recipes/{name}")
+    launched = r"accelerate launch --config_file (recipes/accelerate/\w+\.yaml) scripts/train\.py"
+    run = re.search(rf"(?:alignment train|{launched}) recipes/{re.escape(name)}$", command)
+    assert run is not None
+    assert run[1] is None or (FOLDER.parent / run[1]).is_file()
     assert measured.startswith("# ")
     assert "CPU" in measured or "GPU" in measured
 
@@ -97,6 +101,24 @@ def test_launcher_configurations_name_their_command(path: Path) -> None:
         f"# accelerate launch --config_file recipes/accelerate/{path.name} scripts/train.py recipes/"
     )
     assert yaml.safe_load(text)["num_processes"] >= 1
+    recipe = text.splitlines()[0].rpartition("scripts/train.py recipes/")[2]
+    assert recipe in RECIPES
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_accepts_the_launcher_configurations(path: Path) -> None:
+    """Its loader refuses unknown keys; the keys of its nested blocks must be options of its launcher."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    loaded = load_config_from_file(str(path))
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    for block in (loaded.deepspeed_config, loaded.fsdp_config):
+        assert {key for key in block if key not in options} == set()
+    if loaded.deepspeed_config:
+        settings = loaded.deepspeed_config
+        assert (settings["gradient_accumulation_steps"], settings["gradient_clipping"]) == ("auto", "auto")
+        assert settings["zero3_init_flag"] is False, "anchors are copied and hashed as whole weights"
 
 
 def test_the_cpu_launcher_is_of_the_type_that_starts_processes() -> None:

@@ -34,6 +34,10 @@ class Composed:
     problems: Mapping[str, str]
 
 
+# Folders beside those of the methods: launcher configurations, and blocks that recipes share.
+_NO_RECIPES = ("accelerate", "base")
+
+
 def recipes_folder() -> Path:
     """The folder of the shipped recipes: in a wheel inside the package, in a clone beside it."""
     package = Path(__file__).resolve().parent.parent
@@ -47,7 +51,7 @@ def shipped_recipes() -> tuple[Path, ...]:
     """Paths of the shipped recipes, relative to their folder, sorted."""
     folder = recipes_folder()
     paths = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
-    return tuple(sorted(path for path in paths if path.parts[0] != "accelerate"))
+    return tuple(sorted(path for path in paths if path.parts[0] not in _NO_RECIPES))
 
 
 def compose(path: str | Path, overrides: Sequence[str]) -> Composed:
@@ -88,17 +92,28 @@ def _read_extended(path: Path, above: tuple[Path, ...]) -> tuple[Tree, tuple[str
     tree = read_mapping(path)
     if "extends" not in tree:
         return tree, ()
-    base, base_notes = _read_extended(_find_base(tree.pop("extends"), path), chain)
+    named = tree.pop("extends")
+    whole: Tree = {}
+    notes: tuple[str, ...] = ()
+    for value in named if isinstance(named, list) else [named]:
+        base, base_notes = _read_extended(_find_base(value, path), chain)
+        whole, swap_notes = _extend(whole, base)
+        notes += (*base_notes, *swap_notes)
+    whole, swap_notes = _extend(whole, tree)
+    return whole, (*notes, *swap_notes)
+
+
+def _extend(base: Tree, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     method = tree.get("method")
     if isinstance(method, dict) and isinstance(base.get("method"), dict):
         base["method"], notes = _swap(base["method"], method)
-    return _merge(base, tree), (*base_notes, *notes)
+    return _merge(base, tree), notes
 
 
 def _find_base(value: Any, path: Path) -> Path:
     if not isinstance(value, str):
-        raise UserError(f"{path}: extends: expected the path of one recipe, got {value!r}")
+        raise UserError(f"{path}: extends: expected the path of a recipe, or a list of them, got {value!r}")
     problems: dict[str, str] = {}
     name = _expand(value, "extends", problems)
     if problems:

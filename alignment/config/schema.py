@@ -63,6 +63,7 @@ class PolicySpec(_Block):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoRASpec | None = None
     load_in_4bit: bool = False
+    attn_implementation: str | None = None
     chat_template: str | None = None
     ref_model: str | None = None
 
@@ -104,6 +105,7 @@ class DataSource(_Block):
     columns: dict[str, Annotated[ColumnSpec, BeforeValidator(_named_columns)]] | None = None
     labels: dict[str, Literal["left", "right", "tie", "good", "bad", "skip"]] | None = None
     annotators: Literal["separate", "mean"] = "separate"
+    scores_as: Literal["given", "win_rates"] = "given"
     prompt_role: Literal["text", "user"] = "text"
     config: str | None = None
     split: str | None = None

@@ -116,7 +116,10 @@ class LiPO(Options):
         listed_BG = x.valid_BG & ~scores_BG.isnan()
         psi_BG = torch.where(listed_BG, scores_BG, 0.0)
         if ((psi_BG < 0) | (psi_BG > 1)).any():
-            raise UserError("method 'lipo': expected labels in [0, 1], got a score outside: use win rates or ranks")
+            raise UserError(
+                "method 'lipo': expected labels in [0, 1], got a score outside: "
+                "set scores_as: win_rates in the data source, or rank the lists"
+            )
         s_BG = self.beta * torch.where(listed_BG, x.logps_BG - x.anchor("ref"), 0.0)
         total_B, terms_B = self._total(s_BG, psi_BG, listed_BG)
         if self.reduction == "sum":

@@ -43,6 +43,7 @@ class Reading:
     columns: Mapping[str, ColumnSpec]
     labels: Mapping[str, str] | None = None
     annotators: str = "separate"
+    scores_as: str = "given"
     prompt_role: str = RAW_TEXT
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class Reading:
             )
         if self.annotators not in ("separate", "mean"):
             raise UserError(f"expected annotators 'separate' or 'mean', found {self.annotators!r}; choose one of them")
+        if self.scores_as not in ("given", "win_rates"):
+            raise UserError(f"expected scores_as 'given' or 'win_rates', found {self.scores_as!r}; choose one of them")
         for name, spec in self.columns.items():
             _check_column(name, spec)
         for text, meaning in (self.labels or {}).items():
@@ -94,6 +97,7 @@ def detect_layout(reading: Reading, first: JsonObject, source: str) -> Layout:
         prompt_role=reading.prompt_role,
         labels=None if reading.labels is None else _read_labels(reading.labels, format),
         annotators=reading.annotators,
+        scores_as=reading.scores_as,
         numbers=frozenset(name for name in ("preference", "weight") if is_in(first, columns.get(name, name))),
         first=source,
     )
@@ -144,6 +148,11 @@ def _check_read(reading: Reading, format: str, source: str) -> None:
     if reading.labels is not None and format not in MEANINGS:
         raise UserError(
             f"{source}: expected labels only for {listed(MEANINGS)}, found the format {format!r}; remove them"
+        )
+    if reading.scores_as == "win_rates" and format != "scored":
+        raise UserError(
+            f"{source}: expected scored lists (format 'scored') with scores_as: win_rates, found the format "
+            f"'{format}'; remove the key"
         )
     if reading.annotators == "mean" and (format != "labelled" or isinstance(reading.columns.get("label", ""), str)):
         raise UserError(

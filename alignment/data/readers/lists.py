@@ -101,11 +101,16 @@ def _finish(record: Record, whole: _List, *, min_responses: int) -> tuple[Outcom
     if len(kept.responses) > 1 and len({response.strip() for response in kept.responses}) == 1:
         return record.skip("all responses equal")
     dropped = (Dropped("empty response of a list", record.source),) * num_dropped
+    counts_wins = record.layout.format == "ranked" or record.layout.scores_as == "win_rates"
     if len(kept.judges) > 1:
-        return (record.row(prompt, kept.responses, panel=kept.judges), *dropped)
+        panel = tuple(
+            OracleScores(judge.oracle, _mean_wins(judge.scores) if counts_wins else judge.scores)
+            for judge in kept.judges
+        )
+        return (record.row(prompt, kept.responses, panel=panel), *dropped)
     merits = kept.judges[0].scores
     comparisons = tuple(_by_merit(i, j, merits) for i, j in itertools.combinations(range(len(merits)), 2))
-    scores = _mean_wins(merits) if record.layout.format == "ranked" else merits
+    scores = _mean_wins(merits) if counts_wins else merits
     return (record.row(prompt, kept.responses, comparisons, scores), *dropped)
 
 

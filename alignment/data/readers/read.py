@@ -59,6 +59,7 @@ def read_rows(
     columns: Mapping[str, ColumnSpec] | None = None,
     labels: Mapping[str, str] | None = None,
     annotators: Literal["separate", "mean"] = "separate",
+    scores_as: Literal["given", "win_rates"] = "given",
     prompt_role: Literal["text", "user"] = "text",
     config: str | None = None,
     split: str | None = None,
@@ -80,6 +81,8 @@ def read_rows(
         labels: text of a label -> ``"left"``, ``"right"``, ``"tie"`` or ``"skip"``; of unpaired rows ``"good"``,
             ``"bad"`` or ``"skip"``. Words that can mean one thing only need no entry.
         annotators: several labels of one row become a row each, or one row with their mean.
+        scores_as: the scores of a list stay as given, or each becomes the share of the list (itself as a half) that it
+            beats, in [0, 1], as for a ranked list: for losses that read scores as probabilities.
         prompt_role: what a prompt given as a string becomes: ``"text"``, never passed through a chat template, or
             ``"user"``, one turn of a conversation.
         config: of a data set on the Hub.
@@ -98,7 +101,12 @@ def read_rows(
     if not names:
         raise UserError("expected at least one data file, found an empty list; name a .jsonl or .json file")
     reading = Reading(
-        format=format, columns=columns or {}, labels=labels, annotators=annotators, prompt_role=prompt_role
+        format=format,
+        columns=columns or {},
+        labels=labels,
+        annotators=annotators,
+        scores_as=scores_as,
+        prompt_role=prompt_role,
     )
     origin = Origin(config=config, split=split, revision=revision, streaming=streaming)
     _check_origin(names, origin, limit)

@@ -34,6 +34,7 @@ class Layout:
         prompt_role: the role of a prompt given as a string.
         labels: text of a label -> its meaning, where the recipe says it.
         annotators: what becomes of several labels of one row.
+        scores_as: what becomes of the scores of a list.
         numbers: our names of the optional columns of numbers that the first row has.
         first: the source of the first row.
     """
@@ -45,6 +46,7 @@ class Layout:
     prompt_role: str
     labels: Mapping[str, str] | None
     annotators: str
+    scores_as: str
     numbers: frozenset[str]
     first: str
 

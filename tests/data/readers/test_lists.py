@@ -1,6 +1,7 @@
 """Lists: ranks and scores of one or several oracles give the preferences that their definitions name."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -206,3 +207,23 @@ def test_rows_of_other_oracles_share_no_batch(write: Write) -> None:
 )
 def test_wrong_columns_are_refused(write: Write, reading_fails: Fails, columns: dict[str, Any], message: str) -> None:
     reading_fails(write(LIST), message, columns=columns)
+
+
+def test_scores_can_become_win_rates(tmp_path: Path) -> None:
+    """Scores 9, 3, 3, 1 of four: the first beats three and half of itself, 3.5/4; the tied ones 1 + 2/2, 2/4; 0.5/4."""
+    path = tmp_path / "lists.jsonl"
+    line = {"prompt": "x", "responses": ["a", "b", "c", "d"], "scores": [9, 3, 3, 1]}
+    panel = {**line, "scores": {"help": [9, 3, 3, 1], "harm": [1, 2, 3, 4]}}
+    path.write_text(json.dumps(line))
+    (row,) = read_rows(path, scores_as="win_rates").rows
+    assert row.scores == (0.875, 0.5, 0.5, 0.125)
+    assert read_rows(path).rows[0].scores == (9.0, 3.0, 3.0, 1.0)
+    assert row.comparisons == read_rows(path).rows[0].comparisons
+    path.write_text(json.dumps(panel))
+    (row,) = read_rows(path, scores_as="win_rates").rows
+    assert [judge.scores for judge in row.panel] == [(0.875, 0.5, 0.5, 0.125), (0.125, 0.375, 0.625, 0.875)]
+    path.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}))
+    with pytest.raises(
+        UserError, match=r"expected scored lists .* with scores_as: win_rates, found the format 'pairs'"
+    ):
+        read_rows(path, scores_as="win_rates")
