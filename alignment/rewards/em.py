@@ -254,7 +254,9 @@ def _improve(component: Component[Pair], pairs: Sequence[Pair], margins_N: Array
 
 def log_sigmoid(margins: Array) -> Array:
     """log(1 / (1 + exp(-m))), in float64 and without overflow: the quotient of exponentials overflows at 700."""
-    return -np.logaddexp(0.0, -np.asarray(margins, dtype=float))
+    # A reward that diverged is nan, which the caller takes back; numpy need not warn of it.
+    with np.errstate(invalid="ignore"):
+        return -np.logaddexp(0.0, -np.asarray(margins, dtype=float))
 
 
 def _total(margins_KN: Array, groups_N: Array) -> float:
