@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignment.data import Row, split_rows
+from alignment.data.rows import prompt_text
 from alignment.rewards import (
     LinearBradleyTerry,
     Mixture,
@@ -28,15 +29,17 @@ RIDGE = 100.0
 class Planted:
     pairs: list[np.ndarray]
     annotators: list[str]
+    prompts: list[str]
     groups: dict[str, str]
 
     def part(self, indices: Sequence[int]) -> "Planted":
-        return Planted([self.pairs[i] for i in indices], [self.annotators[i] for i in indices], self.groups)
+        pairs, annotators, prompts = (
+            [column[i] for i in indices] for column in (self.pairs, self.annotators, self.prompts)
+        )
+        return Planted(pairs, annotators, prompts, self.groups)
 
 
-def plant(
-    seed: int, *, num_groups: int, num_annotators: int = 60, num_pairs: int = 20, noise: float = 0.1
-) -> Planted:
+def plant(seed: int, *, num_groups: int, num_annotators: int = 60, num_pairs: int = 20, noise: float = 0.1) -> Planted:
     """Each group prefers its own direction; directions are orthogonal, so two groups disagree on half of all pairs."""
     generator = np.random.default_rng(seed)
     directions = np.linalg.qr(generator.normal(size=(NUM_FEATURES, num_groups)))[0].T
@@ -49,7 +52,23 @@ def plant(
             sign = np.sign(difference @ directions[group]) * (-1 if generator.random() < noise else 1)
             pairs.append(sign * difference)
             annotators.append(name)
-    return Planted(pairs, annotators, groups)
+    # Nobody judges what somebody else judges.
+    return Planted(pairs, annotators, [str(n) for n in range(len(pairs))], groups)
+
+
+def plant_shared(seed: int, *, num_groups: int, num_annotators: int = 20, num_prompts: int = 60) -> Planted:
+    """All annotators judge the same pairs, whose quality has a part that no feature shows."""
+    generator = np.random.default_rng(seed)
+    directions = np.linalg.qr(generator.normal(size=(NUM_FEATURES, num_groups)))[0].T
+    differences, hidden = generator.normal(size=(num_prompts, NUM_FEATURES)), generator.normal(size=num_prompts)
+    pairs, annotators, groups = [], [], {}
+    for name in (f"annotator {h}" for h in range(num_annotators)):
+        group = int(generator.integers(num_groups))
+        groups[name] = str(group)
+        flips = np.where(generator.random(num_prompts) < 0.1, -1, 1)
+        pairs += list(differences * (np.sign(differences @ directions[group] + hidden) * flips)[:, None])
+        annotators += [name] * num_prompts
+    return Planted(pairs, annotators, [str(n) for n in range(num_prompts)] * num_annotators, groups)
 
 
 def fit(data: Planted, *, num_groups: int = 3, num_starts: int = 5, ridge: float = RIDGE) -> Mixture:
@@ -67,19 +86,23 @@ def judge(train: Planted, held_out: Planted, *, num_groups: int = 3, ridge: floa
     mixture = fit(train, num_groups=num_groups, ridge=ridge)
     single = LinearBradleyTerry(len(train.pairs[0]), ridge=ridge)
     fit_single(single, train.pairs, num_fits=mixture.num_iterations)
-    return compare_held_out(mixture, single, held_out.pairs, held_out.annotators)
+    return compare_held_out(mixture, single, held_out.pairs, held_out.annotators, held_out.prompts)
 
 
 def judge_planted(seed: int, *, num_groups: int) -> Separation:
     """Three groups are sought; a quarter of each annotator's pairs is held out."""
-    data = plant(seed, num_groups=num_groups)
+    return judge_quarter(plant(seed, num_groups=num_groups))
+
+
+def judge_quarter(data: Planted) -> Separation:
+    """Each annotator has a multiple of four pairs, in the same order where they are shared."""
     everything = range(len(data.pairs))
     return judge(data.part([i for i in everything if i % 4]), data.part([i for i in everything if i % 4 == 0]))
 
 
 def text_pairs(rows: Sequence[Row], *, num_buckets: int) -> Planted:
     """Strict pairs as differences of cheap features: log length in words, and a hashed bag of words, of length one."""
-    pairs, annotators = [], []
+    pairs, annotators, prompts = [], [], []
     for row in rows:
         for comparison in row.comparisons:
             if comparison.probability == 1.0:
@@ -89,7 +112,8 @@ def text_pairs(rows: Sequence[Row], *, num_buckets: int) -> Planted:
                 )
                 pairs.append(winner - loser)
                 annotators.append(row.annotator)
-    return Planted(pairs, annotators, {})
+                prompts.append(prompt_text(row))
+    return Planted(pairs, annotators, prompts, {})
 
 
 def judge_text(rows: Sequence[Row], *, num_groups: int, seed: int, num_buckets: int = 32) -> Separation:

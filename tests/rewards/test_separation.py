@@ -8,7 +8,7 @@ import pytest
 
 from alignment.data import read_rows
 from alignment.rewards import LinearBradleyTerry, Mixture, compare_held_out, fit_mixture
-from tests.rewards.planted import fit, judge, judge_planted, judge_text, plant
+from tests.rewards.planted import fit, judge, judge_planted, judge_quarter, judge_text, plant, plant_shared
 
 PANDALM = "preferences/pandalm_testset_v1.jsonl.gz"
 
@@ -41,6 +41,8 @@ def test_the_test_keeps_its_level() -> None:
     """
     verdicts = [judge_planted(seed, num_groups=1) for seed in range(60)]
     assert sum(verdict.is_separable for verdict in verdicts) <= 3
+    shared = [judge_quarter(plant_shared(seed, num_groups=1)) for seed in range(60)]
+    assert sum(verdict.is_separable for verdict in shared) <= 3
     assert np.mean([verdict.accuracy - verdict.single_accuracy for verdict in verdicts]) > -0.02
 
 
@@ -59,7 +61,7 @@ def test_the_p_value_of_five_equal_gains_is_one_pattern_in_32() -> None:
     pairs = [np.array([sign]) for sign in (1.0, -1.0, 1.0, -1.0, 1.0)]
     names = list("abcde")
     mixture = fit_two(pairs, names)
-    verdict = compare_held_out(mixture, LinearBradleyTerry(1, ridge=1.0), pairs, names)
+    verdict = compare_held_out(mixture, LinearBradleyTerry(1, ridge=1.0), pairs, names, names)
     assert len(set(np.round(list(verdict.gains.values()), 6))) == 1 and verdict.mean_gain > 0
     assert verdict.p_value == pytest.approx(1 / 32)
     assert (verdict.accuracy, verdict.single_accuracy) == (1.0, 0.5)
@@ -74,29 +76,24 @@ def fit_two(pairs: list[np.ndarray], names: list[str]) -> Mixture[np.ndarray]:
 
 
 def test_one_group_that_took_everybody_shows_nothing() -> None:
-    """Ten annotators of one mind end in one group; that rounding favours it ten times out of ten is no evidence."""
-    pairs, names = [np.array([1.0])] * 10, list("abcdefghij")
-    mixture = fit_mixture(pairs, names, lambda: Fixed(), num_groups=2, max_iterations=3)
+    """Ten annotators of one mind end in one group; that it gains ten times out of ten over a poorer fit is no group."""
+    one = [np.array(pair) for pair in ([1.0, 0.0], [1.0, 0.5], [-1.0, 0.0])]
+    pairs, names = one * 10, [name for name in "abcdefghij" for _ in one]
+    ridges = iter((1.0, 20.0))
+    mixture = fit_mixture(
+        pairs, names, lambda: LinearBradleyTerry(2, ridge=next(ridges)), num_groups=2, max_iterations=3
+    )
     assert sorted(mixture.sizes) == [0, 10]
-    single = LinearBradleyTerry(1, ridge=1.0)
-    single.restore(mixture.components[mixture.assignment["a"]].parameters() * (1 - 1e-9))
-    verdict = compare_held_out(mixture, single, pairs, names)
+    single = LinearBradleyTerry(2, ridge=1.0)
+    single.restore(np.array([1.0, -1.0]))
+    verdict = compare_held_out(mixture, single, pairs, names, names)
     assert min(verdict.gains.values()) > 0 and verdict.p_value == 1.0
-
-
-class Fixed(LinearBradleyTerry):
-    """Each one made is fitted more slackly than the one before, so that the first explains everybody best."""
-
-    ridges = iter((1.0, 2.0))
-
-    def __init__(self) -> None:
-        super().__init__(1, ridge=next(self.ridges))
 
 
 def test_unknown_annotators_are_left_out() -> None:
     data = plant(0, num_groups=3)
     single = LinearBradleyTerry(8, ridge=1.0)
-    verdict = compare_held_out(fit(data, num_starts=1), single, data.pairs[:1], ["a stranger"])
+    verdict = compare_held_out(fit(data, num_starts=1), single, data.pairs[:1], ["a stranger"], ["a prompt"])
     assert verdict.p_value == 1.0 and not verdict.gains and "0 annotators" in verdict.summary()
 
 
