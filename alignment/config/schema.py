@@ -55,8 +55,8 @@ class LoRASpec(_Block):
         return self
 
 
-class PolicySpec(_Block):
-    """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
+class ModelSpec(_Block):
+    """The model that is trained."""
 
     model: str | None = None
     tiny: TinySpec | None = None
@@ -64,7 +64,6 @@ class PolicySpec(_Block):
     lora: LoRASpec | None = None
     load_in_4bit: bool = False
     chat_template: str | None = None
-    ref_model: str | None = None
 
     @model_validator(mode="after")
     def _only_adapters_train_on_quantised_weights(self) -> Self:
@@ -80,6 +79,12 @@ class PolicySpec(_Block):
             found = "neither" if self.model is None else "both (switch one off: policy.tiny=null or policy.model=null)"
             raise ValueError(f"expected exactly one of policy.model and policy.tiny, got {found}")
         return self
+
+
+class PolicySpec(ModelSpec):
+    """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
+
+    ref_model: str | None = None
 
 
 ColumnSpec = str | list[str] | dict[str, str | list[str]]
@@ -236,7 +241,7 @@ class Recipe(_Block):
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping")
+_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping", "mixture")
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Mixture(Generic[Pair]):
         for group, component in enumerate(self.components):
             index_N = np.flatnonzero(groups_N == group)
             if len(index_N):
-                margins_N[index_N] = component.margins([pairs[i] for i in index_N])
+                margins_N[index_N] = component.margins([pairs[i] for i in index_N.tolist()])
         return margins_N
 
 
@@ -142,15 +142,20 @@ def fit_mixture(
             f"{num_groups}; change it, or add annotators"
         )
     generator = np.random.default_rng(seed)
-    ends = []
+    best: _End[Pair] | None = None
+    start_log_likelihoods = []
     for start in range(num_starts):
         dealt_H = np.arange(len(names)) % num_groups
         if start:
             dealt_H = generator.permutation(dealt_H)
         tell = None if report is None else lambda step, value, start=start: report(start, step, value)
         components = tuple(make_component() for _ in range(num_groups))
-        ends.append(_run(pairs, annotators, names, components, dealt_H, max_iterations, tell))
-    best = max(ends, key=lambda end: end.log_likelihoods[-1])
+        end = _run(pairs, annotators, names, components, dealt_H, max_iterations, tell)
+        start_log_likelihoods.append(end.log_likelihoods[-1])
+        # No more than two sets of rewards at a time: they may be language models.
+        if best is None or end.log_likelihoods[-1] > best.log_likelihoods[-1]:
+            best = end
+    assert best is not None
     return Mixture(
         components=best.components,
         assignment={name: int(group) for name, group in zip(names, best.groups_H, strict=True)},
@@ -159,7 +164,7 @@ def fit_mixture(
         is_converged=best.is_converged,
         num_rejected=best.num_rejected,
         empty=tuple(sorted(best.empty)),
-        start_log_likelihoods=tuple(end.log_likelihoods[-1] for end in ends),
+        start_log_likelihoods=tuple(start_log_likelihoods),
     )
 
 
@@ -218,7 +223,7 @@ def _run(
             if not len(index_N):
                 end.empty.add(group)
                 continue
-            _, is_better = _improve(component, [pairs[i] for i in index_N], margins_KN[group, index_N])
+            _, is_better = _improve(component, [pairs[i] for i in index_N.tolist()], margins_KN[group, index_N])
             end.num_rejected += not is_better
             if is_better:
                 margins_KN[group] = component.margins(pairs)

@@ -17,9 +17,9 @@ Clark (J. Verbal Learning and Verbal Behavior 12, 1973) asks of people and words
 
 What it assumes: annotators and prompts are drawn independently; under "nothing to separate" the means are symmetric
 about a centre at or below zero (exact then, and otherwise good for many units); no held-out prompt was fitted; both
-sides passed as often over each pair (:func:`alignment.rewards.fit_single`). In simulated worlds of one group, with and
-without shared prompts, it rejected in at most 5 % of 40 worlds at the level 0.05; by annotators alone in up to 12 %, and
-without the scales in up to 35 %.
+sides passed as often over each pair (:func:`alignment.rewards.fit_single`). Of 40 simulated worlds of one group, with
+and without shared prompts, at most 5 % were rejected at the level 0.05; by annotators alone up to 10 %, and without the
+scales up to 35 %.
 
 With H annotators no p-value is below 2^-H, so fewer than five can never reach 0.05: three annotators who disagree are
 three opinions, not evidence of groups.
@@ -85,7 +85,7 @@ class Separation:
         few = f" (fewer than {_FEWEST} can never show groups)" if len(self.gains) < _FEWEST else ""
         return (
             f"{verdict}: held-out gain over one reward {self.mean_gain:+.4f} nats a pair, p = "
-            f"{self.annotator_p_value:.4f} by {len(self.gains)} annotators{few} and {self.prompt_p_value:.4f} by prompts; "
+            f"{self.annotator_p_value:.4f} by {len(self.gains)} annotators{few}, {self.prompt_p_value:.4f} by prompts; "
             f"accuracy {self.accuracy:.4f}, of one reward {self.single_accuracy:.4f}"
         )
 

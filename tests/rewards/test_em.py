@@ -107,7 +107,7 @@ def test_agreement_is_free_of_names_and_ignores_the_unknown() -> None:
 
 
 def test_linear_fit_reaches_the_minimum() -> None:
-    """At the minimum of the penalised loss the gradient sum_n sigmoid(-m_n) d_n - lambda w is zero; a second fit stays."""
+    """At the minimum the gradient sum_n sigmoid(-m_n) d_n - lambda w is zero, and a second fit stays."""
     data = plant(0, num_groups=1)
     model = LinearBradleyTerry(NUM_FEATURES, ridge=2.0)
     model.fit(data.pairs)
