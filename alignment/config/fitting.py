@@ -56,12 +56,13 @@ class DemonstrationData(_Block):
 class MixtureSpec(_Block):
     """Groups of annotators, each with a reward of its own: hard EM of MaxMin-RLHF (arXiv 2402.08925, Alg. 2).
 
-    ``training`` is one M step of one group.
+    ``training`` is one M step of one group. The first start deals annotators like cards, and stays where it is if that
+    happens to mix the groups evenly; hence several.
     """
 
     groups: int = Field(ge=2)
     max_iterations: int = Field(default=10, gt=0)
-    num_starts: int = Field(default=1, gt=0)
+    num_starts: int = Field(default=3, gt=0)
 
 
 class _FitRecipe(_Block):
@@ -93,7 +94,7 @@ class RewardRecipe(_FitRecipe):
             return self
         if self.data.eval_fraction == 0:
             raise ValueError(
-                "expected data.eval_fraction > 0 with mixture, got 0; only held-out rows can tell whether the groups differ"
+                "expected data.eval_fraction > 0 with mixture, got 0; only held-out rows can tell whether groups differ"
             )
         wrong = [key for key, allowed in _NOT_IN_A_MIXTURE.items() if self.training.get(key, allowed) != allowed]
         if wrong:
@@ -104,7 +105,7 @@ class RewardRecipe(_FitRecipe):
         return self
 
 
-FitRecipe = TypeVar("FitRecipe", SFTRecipe, RewardRecipe)
+FitRecipe = TypeVar("FitRecipe", bound=_FitRecipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
