@@ -76,24 +76,6 @@ def test_what_reaches_the_model_are_our_ids(tmp_path: Path, monkeypatch: pytest.
     assert sorted(seen) == sorted(expected)
 
 
-def test_a_text_has_one_reward_in_any_batch(tmp_path: Path) -> None:
-    """Padding changes nothing: scored together and alone, in float32."""
-    from alignment.tiny import tiny_reward_model, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer(["one two three"], vocab_size=270)
-    model = tiny_reward_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2, seed=0)
-    recipe = load_reward_recipe(write(tmp_path, separable_pairs())).recipe
-
-    def arguments() -> object:
-        return reward.build_config(reward.RewardConfig, recipe)
-
-    component = text.TextBradleyTerry(model, tokenizer, arguments)  # type: ignore[arg-type]
-    texts = [tuple(range(10, 10 + length)) for length in (9, 2, 5, 2, 7)]
-    together = component.score(texts)
-    alone = [component.score([ids])[0] for ids in texts]
-    assert together == pytest.approx(alone, abs=1e-6) and len(set(together)) == 4
-
-
 def test_lora_on_a_saved_model_saves_an_adapter_with_its_head(tmp_path: Path) -> None:
     """A causal language model gets a new head; the adapter alone, loaded by peft on it, scores as the run said."""
     path = write(tmp_path, separable_pairs())
