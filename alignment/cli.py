@@ -32,6 +32,10 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="The recipes that come with the package.")
 
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -76,13 +80,7 @@ def _options(
 
 
 @app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path."),
-    ] = None,
-) -> None:
+def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Train a policy by a recipe.
 
     \b
@@ -91,22 +89,61 @@ def train(
     from alignment.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    # Under a launcher every process comes here; one of them speaks.
-    if os.environ.get("RANK", "0") == "0":
-        for note in loaded.notes:
-            typer.echo(f"note: {note}", err=True)
+    _print_notes(loaded.notes)
     from alignment import loop
 
     loop.run(loaded.recipe)
 
 
 @app.command()
+def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Fine-tune a model on demonstrations, or on the preferred responses of preference data.
+
+    \b
+    Example: alignment sft recipes/sft/tiny_hh.yaml training.max_steps=10
+    """
+    from alignment.telemetry import silence_telemetry
+
+    silence_telemetry()
+    from alignment.config.fitting import load_sft_recipe
+
+    loaded = load_sft_recipe(recipe, overrides or ())
+    _print_notes(loaded.notes)
+    from alignment.fitting import sft as command
+
+    command.run(loaded.recipe)
+
+
+@app.command()
+def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Train a Bradley-Terry reward model, or one for each group of annotators.
+
+    \b
+    Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
+    """
+    from alignment.telemetry import silence_telemetry
+
+    silence_telemetry()
+    from alignment.config.fitting import load_reward_recipe
+
+    loaded = load_reward_recipe(recipe, overrides or ())
+    _print_notes(loaded.notes)
+    from alignment.fitting import reward as command
+
+    command.run(loaded.recipe)
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    # Under a launcher every process comes here; one of them speaks.
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+
+
+@app.command()
 def doctor(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
     as_json: AsJson = False,
 ) -> None:
@@ -122,8 +159,7 @@ def doctor(
     from alignment.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+    _print_notes(loaded.notes)
     from alignment.doctor import examine
 
     examination = examine(loaded.recipe, num_rows=rows)

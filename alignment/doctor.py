@@ -16,20 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from alignment.arguments import AlignmentArguments
 from alignment.batches import rows_to_encode
-from alignment.cache import cache_folder
 from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import (
     EncodedRow,
     EncodeResult,
-    encode_rows,
-    encode_rows_cached,
     merged_boundaries,
     stop_token_ids,
 )
 from alignment.errors import UserError
-from alignment.loop import load_tokenizer
 from alignment.methods._card import Options
-from alignment.preparation import PreparedData, prepare_data, shared_prompts
+from alignment.models import load_tokenizer
+from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
 from alignment.tiny import tiny_model
 
 Verdict = Literal["ok", "note", "fail"]
@@ -108,7 +105,7 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         tokenizer = _attempt("tokenizer", lambda: load_tokenizer(recipe.policy, data.train))
         args, method = build_arguments(recipe), recipe.build_method()
         rows = rows_to_encode(data.train, method.needs, args)
-        encoded = _attempt("encoding", lambda: _encode(recipe, rows, tokenizer))
+        encoded = _attempt("encoding", lambda: encode_as_asked(rows, tokenizer, recipe.data)[0])
         findings.append(Finding("encoding", "ok", encoded.summary()))
         boundaries = tuple(_boundaries(encoded.rows[:num_rows], tokenizer))
         findings.append(_check_bos(encoded.rows, tokenizer))
@@ -136,16 +133,6 @@ def _attempt(check: str, action: Any) -> Any:
         return action()
     except (UserError, FileNotFoundError) as error:
         raise _EndOfExamination(Finding(check, "fail", str(error))) from None
-
-
-def _encode(recipe: Recipe, rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> EncodeResult:
-    limits = {
-        "max_prompt_length": recipe.data.max_prompt_length,
-        "max_completion_length": recipe.data.max_completion_length,
-    }
-    if not recipe.data.cache:
-        return encode_rows(rows, tokenizer, **limits)
-    return encode_rows_cached(rows, tokenizer, **limits, folder=cache_folder("tokens"))[0]
 
 
 # Data

@@ -1,56 +1,35 @@
 """From a recipe to a run folder: read, build, train, evaluate before and after, save."""
 
-import importlib.metadata
 import json
 import logging
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
-import peft
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-import alignment
 from alignment.batches import rows_to_encode
-from alignment.cache import cache_folder
 from alignment.checkpoints import last_checkpoint
-from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
-from alignment.data import EncodedRow, Row, encode_rows, encode_rows_cached
+from alignment.config import Recipe, build_arguments
+from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.errors import UserError
+from alignment.folders import MetricsFile, end_processes, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
+from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import build_oracle
-from alignment.preparation import prepare_data
-from alignment.tiny import tiny_model, tiny_tokenizer
+from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Method
 
-_SECONDS_TO_SETTLE = 1.0
 _ROUND_FROM_DATA = (
     "note: this round takes its responses from a data set. The theory of '{name}' is about i.i.d. samples of the "
     "policy at the start of the round; other responses have another minimiser"
 )
-_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +73,7 @@ def run(recipe: Recipe) -> RunResult:
         recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
     )
     tokenizer = load_tokenizer(recipe.policy, data.train)
-    model = _load_policy(recipe.policy, tokenizer, seed=recipe.seed)
+    model = load_policy(recipe.policy, tokenizer, seed=recipe.seed)
     if method.needs.sampler == "prev":
         console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]), markup=False, highlight=False)
     train_set, eval_set = (
@@ -104,21 +83,21 @@ def run(recipe: Recipe) -> RunResult:
     folder = Path(recipe.output_dir)
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if is_first:
-        _write_header(folder, recipe, checkpoint)
-        (folder / "data_report.json").write_text(json.dumps(data.report, indent=1) + "\n")
+        write_header(folder, recipe.to_yaml(), checkpoint)
+        write_report(data, folder)
     trainer = _announced(
         console,
         lambda: PreferenceTrainer(
             model=model,
-            ref_model=_load_model(recipe.policy.ref_model, recipe.policy) if recipe.policy.ref_model else None,
+            ref_model=load_causal_model(recipe.policy.ref_model, recipe.policy) if recipe.policy.ref_model else None,
             args=args,
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=tokenizer,
             oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
-            peft_config=None if recipe.policy.lora is None else _lora_config(recipe.policy.lora),
+            peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
-            callbacks=[_MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
+            callbacks=[MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
@@ -140,108 +119,17 @@ def run(recipe: Recipe) -> RunResult:
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
-    _leave(trainer)
+    end_processes(trainer)
     return result
-
-
-def _leave(trainer: PreferenceTrainer) -> None:
-    """End the process group, when its threads have nothing left to do.
-
-    A thread of gloo takes the GIL once more after the last collective. A destructor that joins it earlier holds the GIL
-    and waits forever, or aborts; without the pause one launch in six did.
-    """
-    if trainer.args.world_size > 1:
-        trainer.accelerator.wait_for_everyone()
-        time.sleep(_SECONDS_TO_SETTLE)
-    trainer.accelerator.end_training()
 
 
 def _encode(
     name: str, rows: tuple[Row, ...], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, console: Console
 ) -> tuple[EncodedRow, ...]:
-    limits = {
-        "max_prompt_length": recipe.data.max_prompt_length,
-        "max_completion_length": recipe.data.max_completion_length,
-    }
-    if recipe.data.cache:
-        result, is_cached = encode_rows_cached(rows, tokenizer, **limits, folder=cache_folder("tokens"))
-    else:
-        result, is_cached = encode_rows(rows, tokenizer, **limits), False
+    result, is_cached = encode_as_asked(rows, tokenizer, recipe.data)
     origin = " (from the cache)" if is_cached else ""
     console.print(f"{name}: {result.summary()}{origin}", markup=False, highlight=False)
     return result.rows
-
-
-def load_tokenizer(spec: PolicySpec, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a policy, with the recipe's chat template; that of a tiny one is fitted to the rows.
-
-    Raises:
-        UserError: if there is none at ``policy.model``.
-    """
-    if spec.tiny is not None:
-        texts = [text for row in rows for text in (*(turn.content for turn in row.prompt), *row.responses)]
-        return tiny_tokenizer(texts, vocab_size=spec.tiny.vocab_size)
-    assert spec.model is not None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"policy.model: expected a model folder or a name on the Hub, got '{spec.model}' ({error})"
-        ) from None
-    if spec.chat_template is not None:
-        tokenizer.chat_template = Path(spec.chat_template).read_text()
-    if tokenizer.pad_token_id is None:
-        # Masks decide everything; the token only fills gaps.
-        tokenizer.pad_token_id = tokenizer.eos_token_id
-    return tokenizer
-
-
-def _load_policy(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
-    if spec.tiny is None:
-        assert spec.model is not None
-        return _load_model(spec.model, spec)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    return tiny_model(tokenizer, **spec.tiny.model_dump(exclude={"vocab_size"}), seed=seed).to(_dtype(spec))
-
-
-def _load_model(name: str, spec: PolicySpec) -> PreTrainedModel:
-    quantization = None
-    if spec.load_in_4bit:
-        if not torch.cuda.is_available():
-            raise UserError(
-                "policy.load_in_4bit: expected a CUDA device, found none; bitsandbytes quantises on GPUs only"
-            )
-        # QLoRA (arXiv 2305.14314): 4-bit NormalFloat, quantisation constants quantised too.
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=_dtype(spec),
-        )
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=_dtype(spec),
-            quantization_config=quantization,
-            attn_implementation=spec.attn_implementation,
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"policy: expected a causal language model at '{name}' ({error})") from None
-    return peft.prepare_model_for_kbit_training(model) if spec.load_in_4bit else model
-
-
-def _dtype(spec: PolicySpec) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]
-
-
-def _lora_config(spec: LoRASpec) -> peft.LoraConfig:
-    return peft.LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=spec.target_modules,
-        task_type="CAUSAL_LM",
-    )
 
 
 class _ToConsole(logging.Handler):
@@ -308,34 +196,6 @@ def _checkpoint(asked: str | None, folder: Path) -> Path | None:
     if asked is None:
         return None
     return last_checkpoint(folder) if asked == "last" else Path(asked)
-
-
-def _write_header(folder: Path, recipe: Recipe, checkpoint: Path | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    versions = {"python": platform.python_version(), "alignment": alignment.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
-    metrics = folder / "metrics.jsonl"
-    if checkpoint is None:
-        metrics.unlink(missing_ok=True)
-    elif metrics.exists():
-        # What was logged after the checkpoint will be logged again; a line may be torn where the run was killed.
-        step = int(checkpoint.name.removeprefix("checkpoint-"))
-        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
-
-
-class _MetricsFile(TrainerCallback):
-    """Appends every log line as JSON."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 _SHOWN = {

@@ -5,18 +5,26 @@ decontaminate the training rows against them; mix by weight. Duplicates go befor
 out; the mixture comes last, so that rows which it repeats are repeated in training only.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from alignment.config import DataSource, DataSpec
+from transformers import PreTrainedTokenizerBase
+
+from alignment.cache import cache_folder
+from alignment.config import DataSource, RowsSpec
 from alignment.data import (
+    EncodeResult,
     Kept,
     ReadResult,
     Row,
     content_key,
     drop_contaminated,
     drop_duplicates,
+    encode_rows,
+    encode_rows_cached,
     filter_rows,
     mix_rows,
     read_rows,
@@ -43,12 +51,17 @@ class PreparedData:
     report: Mapping[str, Mapping[str, tuple[str, ...]]]
 
 
+def write_report(data: PreparedData, folder: Path) -> None:
+    """Name every row that was left out, in ``data_report.json``."""
+    (folder / "data_report.json").write_text(json.dumps(data.report, indent=1) + "\n")
+
+
 def read_source(source: DataSource) -> ReadResult:
     """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
     return read_rows(source.path, **source.model_dump(exclude={"path", "weight"}))
 
 
-def prepare_data(spec: DataSpec, *, seed: int, announce: Announce) -> PreparedData:
+def prepare_data(spec: RowsSpec, *, seed: int, announce: Announce) -> PreparedData:
     """Read, filter, deduplicate, split, decontaminate and mix.
 
     Args:
@@ -97,22 +110,20 @@ def prepare_data(spec: DataSpec, *, seed: int, announce: Announce) -> PreparedDa
 
 
 def _read(
-    spec: DataSpec, source: DataSource, announce: Announce, report: dict[str, Mapping[str, tuple[str, ...]]]
+    spec: RowsSpec, source: DataSource, announce: Announce, report: dict[str, Mapping[str, tuple[str, ...]]]
 ) -> tuple[Row, ...]:
     result = read_source(source)
     name = ", ".join(source.path)
     announce(f"data: {f'{name}: ' if len(spec.sources) > 1 else ''}{result.summary()}")
     report[f"read {name}"] = result.skipped
-    if spec.preferences is not None and set(result.formats) & {"prompts", "completions"}:
-        raise UserError(
-            f"{name}: expected feedback on responses in data.preferences, found the format "
-            f"{' and '.join(dict.fromkeys(result.formats))}; map its columns, or name the file in data.prompts"
-        )
+    refusal = spec.refusal(dict.fromkeys(result.formats))
+    if refusal is not None:
+        raise UserError(f"{name}: {refusal}")
     return result.rows
 
 
 def _split(
-    spec: DataSpec,
+    spec: RowsSpec,
     rows: tuple[Row, ...],
     seed: int,
     announce: Announce,
@@ -132,6 +143,20 @@ def _split(
     return rows, held_out
 
 
+def encode_as_asked(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: RowsSpec
+) -> tuple[EncodeResult, bool]:
+    """Token ids within the limits of a data block, and whether its cache had them.
+
+    Raises:
+        UserError: as :func:`alignment.data.encode_rows`.
+    """
+    lengths = {"max_prompt_length": spec.max_prompt_length, "max_completion_length": spec.max_completion_length}
+    if not spec.cache:
+        return encode_rows(rows, tokenizer, **lengths), False
+    return encode_rows_cached(rows, tokenizer, **lengths, folder=cache_folder("tokens"))
+
+
 def shared_prompts(train: tuple[Row, ...], evaluation: tuple[Row, ...]) -> tuple[str, ...]:
     """Sources of training rows whose prompt, up to case and white space, an evaluation row has, with that row's."""
     held_out = {content_key(row)[0]: row.source for row in evaluation}
@@ -147,7 +172,7 @@ def _refuse_shared_prompts(train: tuple[Row, ...], evaluation: tuple[Row, ...]) 
         )
 
 
-def _describe_mixture(parts: list[list[Row]], train: tuple[Row, ...], origin: Mapping[int, int], spec: DataSpec) -> str:
+def _describe_mixture(parts: list[list[Row]], train: tuple[Row, ...], origin: Mapping[int, int], spec: RowsSpec) -> str:
     drawn: list[Any] = [[id(row) for row in train if origin[id(row)] == number] for number in range(len(parts))]
     shares = [
         f"{', '.join(source.path)} {len(ids):,} rows ({len(set(ids)):,} of {len(part):,} different)"

@@ -16,12 +16,24 @@ PACKAGE = ROOT / "alignment"
 
 # A module imports only from its own layer or a lower one. A new module is added here, in the lowest layer that it fits.
 LAYERS = [
-    {"errors", "types", "shapes", "functional"},
+    {"errors", "types", "shapes", "functional", "telemetry"},
     {"methods", "games", "optim", "welfare", "cache"},
     {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
     {"anchors", "stages", "rewards", "evaluation", "diagnosis", "model_card", "store"},
     {"arguments", "launch", "batches", "checkpoints", "iterations", "trainer", "trainers"},
-    {"config", "preparation", "loop", "ablation", "doctor", "report", "cli", "__main__"},
+    {
+        "config",
+        "preparation",
+        "models",
+        "folders",
+        "fitting",
+        "loop",
+        "ablation",
+        "doctor",
+        "report",
+        "cli",
+        "__main__",
+    },
 ]
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 

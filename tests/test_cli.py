@@ -17,7 +17,17 @@ from alignment.config import Recipe
 from alignment.methods import method_names
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = [[], ["train"], ["methods"], ["game"], ["recipes"], ["recipes", "list"], ["recipes", "copy"]]
+COMMANDS = [
+    [],
+    ["train"],
+    ["sft"],
+    ["reward"],
+    ["methods"],
+    ["game"],
+    ["recipes"],
+    ["recipes", "list"],
+    ["recipes", "copy"],
+]
 
 Run = Callable[..., tuple[int, str, str]]
 

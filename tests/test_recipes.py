@@ -3,15 +3,20 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from alignment.config import load_recipe, recipes_folder, shipped_recipes
+from alignment.config.fitting import load_reward_recipe, load_sft_recipe
 from alignment.config.parsing import read_mapping
 
 FOLDER = recipes_folder()
 RECIPES = [path.as_posix() for path in shipped_recipes()]
+# Folders of commands; all others are methods, or hold methods.
+COMMANDS = {"sft": load_sft_recipe, "reward": load_reward_recipe}
+OF_METHODS = [name for name in RECIPES if name.partition("/")[0] not in COMMANDS]
 VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES")
 
 
@@ -21,24 +26,30 @@ def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, f"somewhere-{name.lower()}")
 
 
+def load(name: str) -> Any:
+    return COMMANDS.get(name.partition("/")[0], load_recipe)(FOLDER / name)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_loads_without_a_note(name: str) -> None:
-    assert load_recipe(FOLDER / name).notes == ()
+    assert load(name).notes == ()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_opens_with_its_command_and_its_device(name: str) -> None:
     command, measured, *_ = (FOLDER / name).read_text().splitlines()
     assert command.startswith("# ")
+    folder = name.partition("/")[0]
+    verb = folder if folder in COMMANDS else "train"
     launched = r"accelerate launch --config_file (recipes/accelerate/\w+\.yaml) scripts/train\.py"
-    run = re.search(rf"(?:alignment train|{launched}) recipes/{re.escape(name)}$", command)
+    run = re.search(rf"(?:alignment {verb}|{launched}) recipes/{re.escape(name)}$", command)
     assert run is not None
     assert run[1] is None or (FOLDER.parent / run[1]).is_file()
     assert measured.startswith("# ")
     assert "CPU" in measured or "GPU" in measured
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OF_METHODS)
 def test_its_folder_is_its_method(name: str) -> None:
     path = Path(name)
     place = path.stem if path.parts[0] == "quickstart" else path.parts[0]
@@ -49,7 +60,13 @@ def test_its_folder_is_its_method(name: str) -> None:
 def test_each_hyper_parameter_has_a_source(name: str) -> None:
     """Options of the method, the learning rate and the sampler's settings carry a comment on their own line."""
     tree = read_mapping(FOLDER / name)
-    tuned = {*tree["method"], "learning_rate", *tree.get("sampling", {}), *tree.get("sampling", {}).get("opponent", {})}
+    tuned = {
+        *tree.get("method", {}),
+        *tree.get("mixture", {}),
+        "learning_rate",
+        *tree.get("sampling", {}),
+        *tree.get("sampling", {}).get("opponent", {}),
+    }
     for line in (FOLDER / name).read_text().splitlines():
         key, colon, value = line.strip().partition(":")
         if colon and key in tuned - {"name", "opponent", "max_new_tokens"}:
@@ -58,8 +75,8 @@ def test_each_hyper_parameter_has_a_source(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_runs_do_not_share_a_folder(name: str) -> None:
-    folders = [load_recipe(FOLDER / other).recipe.output_dir for other in RECIPES]
-    assert folders.count(load_recipe(FOLDER / name).recipe.output_dir) == 1
+    folders = [load(other).recipe.output_dir for other in RECIPES]
+    assert folders.count(load(name).recipe.output_dir) == 1
 
 
 def test_the_readme_lists_every_recipe_and_every_key() -> None:

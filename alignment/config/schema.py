@@ -1,7 +1,7 @@
 """The keys of a recipe: types, ranges and defaults. Each key has one owner; a key that nothing reads is an error."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -55,8 +55,8 @@ class LoRASpec(_Block):
         return self
 
 
-class PolicySpec(_Block):
-    """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
+class ModelSpec(_Block):
+    """The model that is trained."""
 
     model: str | None = None
     tiny: TinySpec | None = None
@@ -65,7 +65,6 @@ class PolicySpec(_Block):
     load_in_4bit: bool = False
     attn_implementation: str | None = None
     chat_template: str | None = None
-    ref_model: str | None = None
 
     @model_validator(mode="after")
     def _only_adapters_train_on_quantised_weights(self) -> Self:
@@ -81,6 +80,12 @@ class PolicySpec(_Block):
             found = "neither" if self.model is None else "both (switch one off: policy.tiny=null or policy.model=null)"
             raise ValueError(f"expected exactly one of policy.model and policy.tiny, got {found}")
         return self
+
+
+class PolicySpec(ModelSpec):
+    """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
+
+    ref_model: str | None = None
 
 
 ColumnSpec = str | list[str] | dict[str, str | list[str]]
@@ -164,11 +169,9 @@ class MixingSpec(_Block):
     stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
 
 
-class DataSpec(_Block):
-    """Where prompts, and for offline methods responses and feedback, come from; lengths are in tokens."""
+class RowsSpec(_Block):
+    """What the data blocks of all commands share: how rows are held out, left out, mixed and cut; lengths in tokens."""
 
-    preferences: Sources | None = None
-    prompts: Sources | None = None
     evaluation: DataSource | None = None
     eval_fraction: float = Field(default=0.1, ge=0, lt=1)
     filters: FiltersSpec | None = None
@@ -179,16 +182,14 @@ class DataSpec(_Block):
     max_completion_length: int = Field(default=512, gt=0)
     cache: bool = True
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.preferences is None) == (self.prompts is None):
-            found = "neither" if self.prompts is None else "both (switch one off: data.preferences=null)"
-            raise ValueError(f"expected exactly one of data.preferences and data.prompts, got {found}")
-        if self.preferences is not None and any(source.format == "prompts" for source in self.preferences):
-            raise ValueError(
-                "expected feedback in data.preferences, got format 'prompts'; name the file in data.prompts"
-            )
-        return self
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """What is trained on."""
+        raise NotImplementedError
+
+    def refusal(self, formats: Collection[str]) -> str | None:
+        """What is wrong with files of these formats here, or ``None``."""
+        raise NotImplementedError
 
     @model_validator(mode="after")
     def _weights_are_for_mixing(self) -> Self:
@@ -208,10 +209,41 @@ class DataSpec(_Block):
             raise ValueError("expected data.evaluation or data.eval_fraction, got both; data.eval_fraction=null")
         return self
 
+
+_WITHOUT_FEEDBACK = ("prompts", "completions")
+
+
+class DataSpec(RowsSpec):
+    """Where prompts, and for offline methods responses and feedback, come from."""
+
+    preferences: Sources | None = None
+    prompts: Sources | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.preferences is None) == (self.prompts is None):
+            found = "neither" if self.prompts is None else "both (switch one off: data.preferences=null)"
+            raise ValueError(f"expected exactly one of data.preferences and data.prompts, got {found}")
+        if self.preferences is not None and any(source.format == "prompts" for source in self.preferences):
+            raise ValueError(
+                "expected feedback in data.preferences, got format 'prompts'; name the file in data.prompts"
+            )
+        return self
+
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """What is trained on."""
         return self.preferences or self.prompts or ()
+
+    def refusal(self, formats: Collection[str]) -> str | None:
+        """Files without feedback are no preferences."""
+        wrong = [name for name in formats if name in _WITHOUT_FEEDBACK]
+        if self.preferences is None or not wrong:
+            return None
+        return (
+            f"expected feedback on responses in data.preferences, found the format {' and '.join(wrong)}; map its "
+            "columns, or name the file in data.prompts"
+        )
 
 
 class OpponentSpec(_Block):
@@ -311,14 +343,14 @@ class Recipe(_Block):
             del tree["sampling"]
         if not self.anchors.store:
             del tree["anchors"]
-        tree["data"] = _plain_data(tree["data"])
+        tree["data"] = plain_data(tree["data"])
         if self.build_method().needs.schedule != "iterative":
             tree["schedule"] = {"kind": self.schedule.kind}
         return dump_yaml(_plain(tree))
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping")
+_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping", "mixture")
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,15 +365,19 @@ def _drop_nulls(value: Any) -> Any:
     return value
 
 
-def _plain_data(data: dict[str, Any]) -> dict[str, Any]:
-    """Without what nothing reads, and one source as a block instead of a list of one."""
-    unread = {"eval_fraction"} if "evaluation" in data else set()
-    if not any("weight" in source for key in ("preferences", "prompts") for source in data.get(key, ())):
+_SOURCE_KEYS = ("preferences", "prompts", "demonstrations")
+
+
+def plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped data block without what nothing reads, sources first, and one source as a block, not a list of one."""
+    sources = {key: list(data[key]) for key in _SOURCE_KEYS if key in data}
+    unread = {*sources, *({"eval_fraction"} if "evaluation" in data else ())}
+    if not any("weight" in source for listed in sources.values() for source in listed):
         unread.add("mixing")
-    if data.get("duplicates", {}).get("remove") == "exact":
-        data["duplicates"] = {"remove": "exact"}
-    single = {key: data[key][0] for key in ("preferences", "prompts") if len(data.get(key, ())) == 1}
-    return {key: single.get(key, value) for key, value in data.items() if key not in unread}
+    rest = {key: value for key, value in data.items() if key not in unread}
+    if rest.get("duplicates", {}).get("remove") == "exact":
+        rest["duplicates"] = {"remove": "exact"}
+    return {key: listed[0] if len(listed) == 1 else listed for key, listed in sources.items()} | rest
 
 
 def _plain(value: Any) -> Any:

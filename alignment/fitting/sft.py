@@ -1,0 +1,108 @@
+"""``alignment sft``: raise the likelihood of demonstrations, through ``trl.SFTTrainer`` on our token ids."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from alignment.config.fitting import SFTRecipe
+from alignment.data import EncodedRow, Row
+from alignment.data.rows import describe_skipped
+from alignment.errors import UserError
+from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
+from alignment.folders import MetricsFile, end_processes, write_header
+from alignment.models import load_policy, load_tokenizer, lora_config
+from alignment.preparation import write_report
+from alignment.rewards.pairs import check_plain, preferred
+
+# What the table shows of TRL's metrics: theirs -> ours.
+_SHOWN = {"eval_loss": "loss, nats a token", "eval_mean_token_accuracy": "token accuracy"}
+# The label that torch's cross entropy leaves out.
+_IGNORED = -100
+
+
+def run(recipe: SFTRecipe) -> FitResult:
+    """Fine-tune by a recipe.
+
+    Returns:
+        Where the model is, and the metrics.
+
+    Raises:
+        UserError: for anything in the data or the recipe that cannot be trained on.
+    """
+    args = build_config(SFTConfig, recipe)
+    is_first = args.process_index == 0
+    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    set_seed(recipe.seed)
+    data = prepare(recipe.data, recipe.seed, console)
+    train_rows = _demonstrations("training", data.train, console)
+    eval_rows = _demonstrations("held-out", data.evaluation, console) if data.evaluation else ()
+    tokenizer = load_tokenizer(recipe.policy, train_rows)
+    train_set = encode("training", train_rows, tokenizer, recipe.data, console)
+    eval_set = encode("held-out", eval_rows, tokenizer, recipe.data, console)
+    folder = Path(recipe.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+    if is_first:
+        write_header(folder, recipe.to_yaml(), checkpoint)
+        write_report(data, folder)
+    trainer = SFTTrainer(
+        model=load_policy(recipe.policy, tokenizer, seed=recipe.seed),
+        args=args,
+        train_dataset=as_dataset(train_set),
+        eval_dataset=as_dataset(eval_set) if eval_set else None,
+        processing_class=tokenizer,
+        peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
+        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+    )
+    before = _evaluate(trainer) if eval_set else {}
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    after = _evaluate(trainer) if eval_set else {}
+    result = FitResult(folder=folder, model_folder=folder / "final", before=before, after=after)
+    trainer.save_model(str(result.model_folder))
+    if is_first:
+        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        print_table(before, after, console)
+        console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+    end_processes(trainer)
+    return result
+
+
+def as_dataset(encoded: Sequence[EncodedRow]) -> Dataset:
+    """The columns that TRL takes as they are; the loss is on the demonstration, not on the prompt."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [[*item.prompt_ids, *item.completion_ids[0]] for item in encoded],
+            "labels": [[_IGNORED] * len(item.prompt_ids) + list(item.completion_ids[0]) for item in encoded],
+        }
+    )
+
+
+def _demonstrations(name: str, rows: Sequence[Row], console: Console) -> tuple[Row, ...]:
+    """The preferred response of each row; a row that holds one response is a demonstration as it is."""
+    shown: list[Row] = []
+    undecided: list[str] = []
+    for row in rows:
+        check_plain(row, "alignment sft")
+        best = preferred(row)
+        if best is None:
+            undecided.append(row.source)
+        else:
+            shown.append(replace(row, responses=(row.responses[best],), comparisons=(), scores=None))
+    if undecided:
+        left_out = describe_skipped({"without a preferred response": tuple(undecided)}, verb="left out")
+        console.print(f"{name} demonstrations: {len(shown):,}; {left_out}", markup=False, highlight=False)
+    if not shown:
+        raise UserError(
+            f"expected responses that are preferred to all others, found none in the {len(rows)} {name} rows"
+        )
+    return tuple(shown)
+
+
+def _evaluate(trainer: SFTTrainer) -> dict[str, float]:
+    metrics = trainer.evaluate()
+    return {label: metrics[name] for name, label in _SHOWN.items()}

@@ -1,0 +1,121 @@
+"""Bradley-Terry on text: a model with one number for a whole text, trained by ``trl.RewardTrainer``."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import RewardConfig, RewardTrainer
+
+from alignment.rewards.pairs import TextPair
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class TextBradleyTerry:
+    """A component whose pairs are texts.
+
+    Args:
+        model: with ``num_labels=1``, on its device; trained in place, adapters alone where it has any.
+        tokenizer: saved with the model, and gives the padding token.
+        make_arguments: fresh arguments for each fit, because a trainer changes its own.
+        callbacks: of every trainer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        make_arguments: Callable[[], RewardConfig],
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.make_arguments = make_arguments
+        self.callbacks = tuple(callbacks)
+        # The trainer does the same, but margins may be asked for before it is built.
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        self.batch_size = make_arguments().per_device_eval_batch_size
+
+    def trainer(self, pairs: Sequence[TextPair], held_out: Sequence[TextPair] = ()) -> RewardTrainer:
+        """TRL's trainer on our token ids."""
+        return RewardTrainer(
+            model=self.model,
+            args=self.make_arguments(),
+            train_dataset=as_dataset(pairs),
+            eval_dataset=as_dataset(held_out) if held_out else None,
+            processing_class=self.tokenizer,
+            callbacks=list(self.callbacks),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Model (or adapter) and tokenizer in the ordinary format."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def fit(self, pairs: Sequence[TextPair]) -> None:
+        """One training, with a fresh optimiser, from the present weights."""
+        self.trainer(pairs).train()
+
+    def margins(self, pairs: Sequence[TextPair]) -> Array:
+        """Reward of the winner minus reward of the loser, [N]; a text that several pairs share is scored once."""
+        texts = list(dict.fromkeys(ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)))
+        rewards = dict(zip(texts, self.score(texts), strict=True))
+        return np.array([rewards[pair.chosen_ids] - rewards[pair.rejected_ids] for pair in pairs])
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[tuple[int, ...]]) -> list[float]:
+        """The reward of each text."""
+        was_training = self.model.training
+        self.model.eval()
+        # Of like length together, so that little is padding.
+        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        rewards = [0.0] * len(texts)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            ids_BT, mask_BT = _pad([texts[n] for n in chosen], self.tokenizer.pad_token_id)
+            device = self.model.device
+            output = self.model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
+            for n, reward in zip(chosen, output.logits.squeeze(-1).double().tolist(), strict=True):
+                rewards[n] = reward
+        self.model.train(was_training)
+        return rewards
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of the weights that are trained, on the CPU."""
+        return {
+            name: weight.detach().to("cpu", copy=True)
+            for name, weight in self.model.named_parameters()
+            if weight.requires_grad
+        }
+
+    @torch.no_grad()
+    def restore(self, parameters: dict[str, Tensor]) -> None:
+        """Go back to copies."""
+        own = dict(self.model.named_parameters())
+        for name, weight in parameters.items():
+            own[name].copy_(weight)
+
+
+def as_dataset(pairs: Sequence[TextPair]) -> Dataset:
+    """The columns that TRL takes as they are: nothing is tokenised, cut or filtered again."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [list(pair.chosen_ids) for pair in pairs],
+            "rejected_ids": [list(pair.rejected_ids) for pair in pairs],
+        }
+    )
+
+
+def _pad(texts: Sequence[tuple[int, ...]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    width = max(len(ids) for ids in texts)
+    ids_BT = torch.full((len(texts), width), pad_token_id, dtype=torch.int64)
+    mask_BT = torch.zeros((len(texts), width), dtype=torch.int64)
+    for b, ids in enumerate(texts):
+        ids_BT[b, : len(ids)] = torch.tensor(ids)
+        mask_BT[b, : len(ids)] = 1
+    return ids_BT, mask_BT
