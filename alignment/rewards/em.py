@@ -221,7 +221,6 @@ def _run(
         for group, component in enumerate(components):
             index_N = np.flatnonzero(end.groups_H[owner_N] == group)
             if not len(index_N):
-                end.empty.add(group)
                 continue
             _, is_better = _improve(component, [pairs[i] for i in index_N.tolist()], margins_KN[group, index_N])
             end.num_rejected += not is_better
@@ -236,12 +235,12 @@ def _run(
         assigned_H = np.where(stay_H, end.groups_H, best_H)
         end.is_converged = bool((assigned_H == end.groups_H).all())
         end.groups_H = assigned_H
+        end.empty |= set(range(len(components))) - set(assigned_H.tolist())
         end.log_likelihoods.append(_total(margins_KN, assigned_H[owner_N]))
         if report is not None:
             report(iteration, end.log_likelihoods[-1])
         if end.is_converged:
             break
-    end.empty |= set(range(len(components))) - set(end.groups_H.tolist())
     return end
 
 
