@@ -3,13 +3,17 @@
 import importlib.metadata
 import json
 import platform
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 import alignment
+from alignment.config.parsing import parse_text
+from alignment.errors import UserError
 
 _SECONDS_TO_SETTLE = 1.0
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
@@ -32,22 +36,66 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
 
 
-class MetricsFile(TrainerCallback):
-    """Appends every log line as JSON.
+class RunFiles(TrainerCallback):
+    """Appends every log line to ``metrics.jsonl`` as JSON, and puts the recipe into every checkpoint.
 
     Args:
-        path: the file.
+        folder: the run folder.
+        recipe: the resolved recipe.
         labels: keys that every line gets besides the step.
     """
 
-    def __init__(self, path: Path, **labels: int) -> None:
-        self.path = path
+    def __init__(self, folder: Path, recipe: str, **labels: int) -> None:
+        self.folder = folder
+        self.recipe = recipe
         self.labels = labels
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
+            with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **self.labels, **logs}) + "\n")
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml").write_text(self.recipe)
+
+
+# What may differ between a run and its continuation: how long, where, and what is seen of it.
+_FREE = re.compile(
+    r"output_dir|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
+    r"|(logging|eval|save|hub|dataloader)_\w+|push_to_hub)"
+)
+
+
+def check_same_recipe(checkpoint: Path, recipe: str) -> None:
+    """Refuse to continue a run by another recipe.
+
+    Args:
+        checkpoint: one without a recipe, from a trainer in Python, is not compared.
+        recipe: the resolved one of the continuation.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    path = checkpoint / "recipe.yaml"
+    if not path.exists():
+        return
+    before, now = (dict(_leaves(parse_text(text, str(path)))) for text in (path.read_text(), recipe))
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and not _FREE.fullmatch(key)]
+    if differing:
+        said = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing)
+        raise UserError(
+            f"{checkpoint}: expected the recipe that the checkpoint was made by, found other values of {said}; set "
+            "them back, or start anew in another output_dir"
+        )
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        yield prefix.removesuffix("."), tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, f"{prefix}{key}.")
 
 
 def end_processes(trainer: Trainer) -> None:

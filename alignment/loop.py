@@ -17,7 +17,7 @@ from alignment.checkpoints import last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.folders import MetricsFile, end_processes, write_header
+from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
@@ -68,6 +68,10 @@ def run(recipe: Recipe) -> RunResult:
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
     is_first = args.process_index == 0
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    folder = Path(recipe.output_dir)
+    checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, recipe.to_yaml())
     set_seed(recipe.seed)
     data = prepare_data(
         recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
@@ -80,8 +84,6 @@ def run(recipe: Recipe) -> RunResult:
         _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
-    folder = Path(recipe.output_dir)
-    checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -97,7 +99,7 @@ def run(recipe: Recipe) -> RunResult:
             oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
-            callbacks=[MetricsFile(folder / "metrics.jsonl"), *_early_stopping(recipe)],
+            callbacks=[RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)

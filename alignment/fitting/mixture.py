@@ -15,7 +15,7 @@ from alignment.config.fitting import RewardRecipe
 from alignment.data import prompt_text
 from alignment.errors import UserError
 from alignment.fitting.setup import FitResult
-from alignment.folders import MetricsFile
+from alignment.folders import RunFiles
 from alignment.rewards import Mixture, Separation, agreement, compare_held_out, fit_mixture, fit_single
 from alignment.rewards.pairs import TextPair
 from alignment.rewards.separation import accuracy
@@ -55,13 +55,13 @@ def run_mixture(
 
     def make_group() -> TextBradleyTerry:
         start, group = divmod(next(made), spec.groups)
-        return make(MetricsFile(folder / "metrics.jsonl", start=start, group=group))
+        return make(RunFiles(folder, recipe.to_yaml(), start=start, group=group))
 
     def report(start: int, iteration: int, log_likelihood: float) -> None:
         line = f"start {start}, iteration {iteration}: log-likelihood {log_likelihood:.2f} nats"
         console.print(line, markup=False, highlight=False)
 
-    single = make(MetricsFile(folder / "metrics.jsonl"))
+    single = make(RunFiles(folder, recipe.to_yaml()))
     start_accuracy = accuracy(single.margins(eval_pairs))
     mixture = fit_mixture(
         train_pairs,

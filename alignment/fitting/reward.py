@@ -18,7 +18,7 @@ from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
 from alignment.fitting.mixture import run_mixture
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import MetricsFile, end_processes, write_header
+from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
 from alignment.models import load_reward_model, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.rewards.em import log_sigmoid
@@ -51,6 +51,8 @@ def run(recipe: RewardRecipe) -> FitResult:
     train_pairs, eval_pairs = pairs_of("training", data.train), pairs_of("held-out", data.evaluation)
     folder = Path(recipe.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -68,7 +70,7 @@ def run(recipe: RewardRecipe) -> FitResult:
 
     if recipe.mixture is not None:
         return run_mixture(recipe, make, train_pairs, eval_pairs, console)
-    component = make(MetricsFile(folder / "metrics.jsonl"))
+    component = make(RunFiles(folder, recipe.to_yaml()))
     trainer = component.trainer(train_pairs, eval_pairs)
     before = measure(component, eval_pairs)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

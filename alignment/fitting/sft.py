@@ -15,7 +15,7 @@ from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import MetricsFile, end_processes, write_header
+from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.rewards.pairs import check_plain, preferred
@@ -47,6 +47,8 @@ def run(recipe: SFTRecipe) -> FitResult:
     eval_set = encode("held-out", eval_rows, tokenizer, recipe.data, console)
     folder = Path(recipe.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -57,7 +59,7 @@ def run(recipe: SFTRecipe) -> FitResult:
         eval_dataset=as_dataset(eval_set) if eval_set else None,
         processing_class=tokenizer,
         peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
-        callbacks=[MetricsFile(folder / "metrics.jsonl")],
+        callbacks=[RunFiles(folder, recipe.to_yaml())],
     )
     before = _evaluate(trainer) if eval_set else {}
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

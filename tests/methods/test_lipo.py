@@ -251,3 +251,70 @@ def test_labels_outside_the_unit_interval_are_refused() -> None:
     """Rewards are no labels: 2^reward would weigh them out of all proportion."""
     with pytest.raises(UserError, match="labels in"):
         LiPO(beta=1.0).loss(lists([SCORES], [[3.0, 1.0, -2.0]]))
+
+
+# The losses of methods/lipo.py once more, list by list and pair by pair in plain Python, from 2402.01878's formulas.
+
+
+def brute_force(s: list[float], psi: list[float], objective: str, frozen: list[float]) -> float:
+    """The sum over the terms of one list; ``frozen`` are the scores that the lambda weights are computed at."""
+    size = len(s)
+    pairs = [(i, j) for i in range(size) for j in range(size) if psi[i] > psi[j]]
+    if objective == "lambda":
+        rank = [1 + sum(other > own for other in frozen) for own in frozen]
+        total = 0.0
+        for i, j in pairs:
+            gain = abs((2 ** psi[i] - 1) - (2 ** psi[j] - 1))
+            discount = abs(1 / math.log2(1 + rank[i]) - 1 / math.log2(1 + rank[j]))
+            total += size * gain * discount * softplus(-(s[i] - s[j]))
+        return total
+    if objective == "pair_logistic":
+        return sum(softplus(-(s[i] - s[j])) for i, j in pairs)
+    if objective == "pair_hinge":
+        return sum(max(0.0, 1 - (s[i] - s[j])) for i, j in pairs)
+    if objective == "softmax":
+        log_total = math.log(sum(math.exp(score) for score in s))
+        return -sum(label / sum(psi) * (score - log_total) for label, score in zip(psi, s, strict=True))
+    if objective == "point_mse":
+        return sum((label - score) ** 2 for label, score in zip(psi, s, strict=True))
+    assert objective == "point_sigmoid"
+    return sum(label * softplus(-score) + (1 - label) * softplus(score) for label, score in zip(psi, s, strict=True))
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+@pytest.mark.parametrize(
+    "objective", ["lambda", "pair_logistic", "pair_hinge", "softmax", "point_mse", "point_sigmoid"]
+)
+def test_every_loss_equals_its_formula_by_brute_force(objective: Any, size: int) -> None:
+    """Twenty random lists with tied labels: value to 1e-12, gradient to 1e-7 of central differences of the formula."""
+    generator = torch.Generator().manual_seed(size)
+    for _ in range(20):
+        scores = torch.randn(size, generator=generator, dtype=torch.float64).tolist()
+        labels = (torch.randint(0, 5, (size,), generator=generator) / 4).tolist()
+        if len(set(labels)) == 1:
+            labels[0] = 1.0 if labels[0] < 0.5 else 0.0
+        beta = 0.7
+        s = [beta * score for score in scores]
+        card = LiPO(beta=beta, objective=objective, reduction="rax")
+        output = card.loss(lists([scores], [labels]))
+        total = (output.loss_B * output.weight_B).item()
+        assert total == pytest.approx(brute_force(s, labels, objective, s), rel=1e-12, abs=1e-12)
+        _, slope_BG = value_and_gradient(card, lists([scores], [labels]))
+        step = 1e-6
+        for g in range(size):
+            up, down = ([*s[:g], s[g] + sign * step, *s[g + 1 :]] for sign in (1, -1))
+            difference = brute_force(up, labels, objective, s) - brute_force(down, labels, objective, s)
+            expected = beta * difference / (2 * step) / output.weight_B.item()
+            assert slope_BG[0, g].item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_list_mle_equals_its_formula_by_brute_force(size: int) -> None:
+    """Labels without ties, whose order is one: -sum_k log(e^{s_(k)} / sum_{j >= k} e^{s_(j)})."""
+    generator = torch.Generator().manual_seed(size)
+    scores = torch.randn(size, generator=generator, dtype=torch.float64).tolist()
+    labels = (torch.randperm(size, generator=generator) / size).tolist()
+    s = [0.7 * scores[g] for g in sorted(range(size), key=lambda g: -labels[g])]
+    expected = -sum(s[k] - math.log(sum(math.exp(other) for other in s[k:])) for k in range(size))
+    output = LiPO(beta=0.7, objective="list_mle").loss(lists([scores], [labels]))
+    assert (output.loss_B * output.weight_B).item() == pytest.approx(expected, rel=1e-12)

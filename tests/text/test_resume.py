@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from alignment import loop
 from alignment.checkpoints import last_checkpoint
+from alignment.config import load_recipe
 from alignment.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ def losses(folder: Path) -> dict[int, float]:
     ("recipe", "overrides"),
     [
         ("recipes/quickstart/dpo.yaml", ("policy.lora={rank: 4, dropout: 0.1}",)),
+        ("recipes/quickstart/dpo.yaml", ("anchors.store=true",)),
         ("recipes/quickstart/egpo.yaml", ()),
     ],
 )
@@ -69,3 +72,19 @@ def test_without_a_whole_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(UserError, match=r"expected a whole checkpoint to resume from .* found none"):
         last_checkpoint(tmp_path)
+
+
+def test_another_recipe_does_not_continue_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer, or logged more often: yes. Another rate, method or length limit: no, with the keys named."""
+    monkeypatch.chdir(ROOT)
+    quick = [
+        *(f"output_dir={tmp_path}", "training.max_steps=2", "training.save_strategy=steps", "training.save_steps=2"),
+        *("training.disable_tqdm=true", "policy.tiny={vocab_size: 300, hidden_size: 16, num_layers: 1, num_heads: 1}"),
+    ]
+    loop.run(load_recipe("recipes/quickstart/dpo.yaml", quick).recipe)
+    resumed = [*quick, "training.resume_from_checkpoint=last", "training.max_steps=4", "training.logging_steps=1"]
+    other = [*resumed, "training.learning_rate=1e-5", "method.beta=0.2"]
+    with pytest.raises(UserError, match=r"method\.beta \(0\.1 then, 0\.2 now\), training\.learning_rate \(0\.001 then"):
+        loop.run(load_recipe("recipes/quickstart/dpo.yaml", other).recipe)
+    loop.run(load_recipe("recipes/quickstart/dpo.yaml", resumed).recipe)
+    assert set(losses(tmp_path)) >= {3, 4}
