@@ -96,7 +96,7 @@ def run(recipe: Recipe) -> RunResult:
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=tokenizer,
-            oracle=None if recipe.oracle is None else build_oracle(recipe.oracle),
+            oracle=None if recipe.oracle is None else build_oracle(recipe.oracle, args.device),
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
             callbacks=[RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],

@@ -497,7 +497,7 @@ class PreferenceTrainer(Trainer):
                 texts.append([group[0] for group in policy.texts(answers)])
         return ask(self.oracle, prompts, *texts).float().to(self.args.device)
 
-    def _exact_wins_against_ref(self, batch: Batch, prompts: list[str]) -> Tensor:
+    def _exact_wins_against_ref(self, batch: Batch, prompts: Sequence[str]) -> Tensor:
         assert self.oracle is not None
         prefs_BGG = preference_matrix(self.oracle, prompts, [list(row.responses) for row in batch.rows])
         policy_BG, ref_BG = (

@@ -80,10 +80,10 @@ def _option_keys(tree: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_oracle(spec: Mapping[str, Any]) -> Problems:
-    from alignment.oracles import build_oracle
+    from alignment.oracles import check_oracle
 
     try:
-        build_oracle(spec)
+        check_oracle(spec)
     except UserError as error:
         return {"oracle": str(error)}
     return {}

@@ -6,7 +6,7 @@ from alignment.data.duplicates import content_key, drop_duplicates
 from alignment.data.filters import filter_rows
 from alignment.data.mixing import mix_rows
 from alignment.data.readers import ReadResult, rank_scores, read_rows
-from alignment.data.rows import RAW_TEXT, Comparison, Kept, OracleScores, Row, Skipped, Turn, prompt_text
+from alignment.data.rows import RAW_TEXT, Comparison, Kept, OracleScores, PromptText, Row, Skipped, Turn, prompt_text
 from alignment.data.token_cache import encode_rows_cached, tokenizer_fingerprint
 from alignment.data.tokens import (
     EncodedRow,
@@ -27,6 +27,7 @@ __all__ = [
     "EncodedRow",
     "Kept",
     "OracleScores",
+    "PromptText",
     "ReadResult",
     "Row",
     "Skipped",

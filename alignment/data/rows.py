@@ -80,7 +80,18 @@ class Row:
         _check_numbers(self)
 
 
-def prompt_text(row: Row) -> str:
+class PromptText(str):
+    """A prompt as one text, which remembers its turns for oracles that render them by a template of their own."""
+
+    turns: tuple[Turn, ...]
+
+    def __new__(cls, text: str, turns: tuple[Turn, ...]) -> "PromptText":
+        made = super().__new__(cls, text)
+        made.turns = turns
+        return made
+
+
+def prompt_text(row: Row) -> PromptText:
     """The prompt as an oracle reads it: a single turn as it stands, a conversation with a line for each turn's role.
 
     Example:
@@ -88,8 +99,8 @@ def prompt_text(row: Row) -> str:
         'user: Hi\\nassistant: Hello\\nuser: Bye'
     """
     if len(row.prompt) == 1:
-        return row.prompt[0].content
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in row.prompt)
+        return PromptText(row.prompt[0].content, row.prompt)
+    return PromptText("\n".join(f"{turn.role}: {turn.content}" for turn in row.prompt), row.prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,24 @@
 """Preference oracles: who says which of two answers is better."""
 
 from alignment.oracles.base import ask, preference_matrix
-from alignment.oracles.build import build_oracle
+from alignment.oracles.build import build_oracle, check_oracle
+from alignment.oracles.combine import MixtureOracle, NoisyOracle, TiedOracle, VerdictOracle
 from alignment.oracles.matrix import MatrixOracle
+from alignment.oracles.models import BradleyTerryOracle, LabelOracle, PairwiseOracle
 from alignment.oracles.rules import RuleOracle
 
-__all__ = ["MatrixOracle", "RuleOracle", "ask", "build_oracle", "preference_matrix"]
+__all__ = [
+    "BradleyTerryOracle",
+    "LabelOracle",
+    "MatrixOracle",
+    "MixtureOracle",
+    "NoisyOracle",
+    "PairwiseOracle",
+    "RuleOracle",
+    "TiedOracle",
+    "VerdictOracle",
+    "ask",
+    "build_oracle",
+    "check_oracle",
+    "preference_matrix",
+]

@@ -3,36 +3,222 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignment.errors import UserError
 from alignment.games import PreferenceGame
+from alignment.methods._card import nearest
+from alignment.oracles.combine import MixtureOracle, NoisyOracle, TiedOracle, VerdictOracle
 from alignment.oracles.matrix import MatrixOracle
+from alignment.oracles.models import (
+    PAIR_TEMPLATE,
+    BradleyTerryOracle,
+    LabelOracle,
+    PairwiseOracle,
+    check_template,
+    load_classifier,
+    load_language_model,
+)
 from alignment.oracles.rules import RuleOracle, find_rule
 from alignment.types import Oracle
 
-_KEYS = {"rule": ("rule",), "matrix": ("path",)}
+
+class OracleSpec(BaseModel):
+    """What every kind has.
+
+    Attributes:
+        flip: probability that a label is flipped.
+        ties: answers this near to one half become ties.
+        verdict_seed: verdicts of one annotator, 0 or 1, drawn by this seed, in place of probabilities.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    flip: float = Field(default=0.0, ge=0, le=0.5)
+    ties: float = Field(default=0.0, ge=0, le=0.5)
+    verdict_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _verdicts_are_no_ties(self) -> Self:
+        if self.ties and self.verdict_seed is not None:
+            raise ValueError("expected ties or verdict_seed, got both: a verdict is 0 or 1")
+        return self
+
+    def build(self, device: torch.device | str) -> Oracle:
+        """The oracle, with its models on the device."""
+        oracle = self._build(device)
+        if self.flip:
+            oracle = NoisyOracle(oracle, flip=self.flip)
+        if self.ties:
+            oracle = TiedOracle(oracle, width=self.ties)
+        return oracle if self.verdict_seed is None else VerdictOracle(oracle, seed=self.verdict_seed)
+
+    def check(self) -> None:
+        """Raise what can be known without loading a model."""
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        raise NotImplementedError
 
 
-def build_oracle(spec: Mapping[str, Any]) -> Oracle:
+class RuleSpec(OracleSpec):
+    """A named rule, or a function by its dotted path."""
+
+    rule: str
+
+    def check(self) -> None:
+        find_rule(self.rule)
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        return RuleOracle(find_rule(self.rule))
+
+
+class MatrixSpec(OracleSpec):
+    """A JSON file of ``{"responses": [...], "preferences": [[...], ...]}``, optionally ``prompts`` and one for each."""
+
+    path: str
+
+    def check(self) -> None:
+        _read_matrix(Path(self.path))
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        return _read_matrix(Path(self.path))
+
+
+class RewardSpec(OracleSpec):
+    """A Bradley-Terry reward model."""
+
+    model: str
+    batch_size: int = Field(default=8, gt=0)
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        model, tokenizer = load_classifier(self.model, num_labels=1)
+        return BradleyTerryOracle(model.to(device), tokenizer, batch_size=self.batch_size)
+
+
+class PairwiseSpec(OracleSpec):
+    """A classifier of pairs; ``template`` is a file."""
+
+    model: str
+    template: str | None = None
+    batch_size: int = Field(default=8, gt=0)
+
+    def check(self) -> None:
+        _read_template(self.template)
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        model, tokenizer = load_classifier(self.model)
+        template = _read_template(self.template)
+        return PairwiseOracle(model.to(device), tokenizer, template=template, batch_size=self.batch_size)
+
+
+class LanguageModelSpec(OracleSpec):
+    """A language model that names the better answer; ``template`` is a file, ``labels`` stand for left and right."""
+
+    model: str
+    template: str | None = None
+    labels: list[str] = Field(default=["A", "B"], min_length=2, max_length=2)
+    batch_size: int = Field(default=8, gt=0)
+
+    def check(self) -> None:
+        _read_template(self.template)
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        model, tokenizer = load_language_model(self.model)
+        return LabelOracle(
+            model.to(device),
+            tokenizer,
+            template=_read_template(self.template),
+            labels=(self.labels[0], self.labels[1]),
+            batch_size=self.batch_size,
+        )
+
+
+class MixtureSpec(OracleSpec):
+    """A crowd of oracles; with equal weights, an ensemble."""
+
+    members: list[dict[str, Any]] = Field(min_length=1)
+    weights: list[float] | None = None
+
+    def check(self) -> None:
+        for member in self.members:
+            check_oracle(member)
+        weights = [1.0] * len(self.members) if self.weights is None else self.weights
+        if len(weights) != len(self.members) or not all(weight > 0.0 for weight in weights):
+            raise UserError(
+                f"oracle.weights: expected a positive weight for each of {len(self.members)} members, got {weights}"
+            )
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        return MixtureOracle([build_oracle(member, device) for member in self.members], self.weights)
+
+
+KINDS: Mapping[str, type[OracleSpec]] = {
+    "rule": RuleSpec,
+    "matrix": MatrixSpec,
+    "bradley_terry": RewardSpec,
+    "pairwise": PairwiseSpec,
+    "language_model": LanguageModelSpec,
+    "mixture": MixtureSpec,
+}
+
+
+def check_oracle(spec: Mapping[str, Any]) -> OracleSpec:
+    """Check an ``oracle:`` block without loading a model.
+
+    Raises:
+        UserError: for an unknown kind or key (with the nearest one), a wrong value, or a file that cannot be read.
+    """
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"oracle.kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    try:
+        checked = KINDS[kind].model_validate({key: value for key, value in spec.items() if key != "kind"})
+    except ValidationError as error:
+        raise UserError("; ".join(_describe(details, kind) for details in error.errors())) from None
+    checked.check()
+    return checked
+
+
+def build_oracle(spec: Mapping[str, Any], device: torch.device | str = "cpu") -> Oracle:
     """Build an oracle.
 
     Args:
-        spec: ``{kind: rule, rule: NAME or module:function}``, or ``{kind: matrix, path: FILE}`` with a JSON file of
-            ``{"responses": [...], "preferences": [[...], ...]}``, optionally with ``prompts`` and one matrix for each.
+        spec: ``{kind: rule, rule: NAME or module:function}``, ``{kind: matrix, path: FILE}``, ``{kind: bradley_terry,
+            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}`` or
+            ``{kind: mixture, members: [...], weights: [...]}``, each with ``flip``, ``ties`` or ``verdict_seed``.
+        device: where its models go.
 
     Raises:
-        UserError: for an unknown kind or key, or a file that does not hold a preference game.
+        UserError: as :func:`check_oracle`, and for a model that cannot be loaded or was never trained.
     """
-    kind = spec.get("kind")
-    if kind not in _KEYS:
-        raise UserError(f"oracle.kind: expected one of {', '.join(_KEYS)}, got {kind!r}")
-    if set(spec) != {"kind", *_KEYS[kind]}:
-        given = ", ".join(sorted(map(str, spec))) or "nothing"
-        raise UserError(f"oracle: expected the keys kind, {', '.join(_KEYS[kind])} for kind '{kind}', got {given}")
-    return RuleOracle(find_rule(str(spec["rule"]))) if kind == "rule" else _read_matrix(Path(str(spec["path"])))
+    return check_oracle(spec).build(device)
+
+
+def _describe(details: Any, kind: str) -> str:
+    key = ".".join(str(part) for part in details["loc"])
+    known = tuple(KINDS[kind].model_fields)
+    if details["type"] == "extra_forbidden":
+        return f"oracle: unknown key '{key}' for kind '{kind}'{nearest(key, known)}"
+    if details["type"] == "missing":
+        return f"oracle.{key}: expected a value for kind '{kind}', got none"
+    where = f"oracle.{key}" if key else "oracle"
+    if details["type"] == "value_error":
+        return f"{where}: {details['ctx']['error']}"
+    return f"{where}: {details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}"
+
+
+def _read_template(path: str | None) -> str:
+    if path is None:
+        return PAIR_TEMPLATE
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"oracle.template: expected a file, got '{path}' ({error.strerror})") from None
+    check_template(template)
+    return template
 
 
 def _read_matrix(path: Path) -> MatrixOracle:

@@ -81,7 +81,7 @@ def test_build_oracle(tmp_path: Path) -> None:
     assert oracle.prefer(["?"], ["a"], ["b"]).item() == pytest.approx(0.8)
     for spec, expected in (
         ({"kind": "judge"}, "expected one of rule, matrix"),
-        ({"kind": "rule"}, "expected the keys kind, rule"),
+        ({"kind": "rule"}, "oracle.rule: expected a value for kind"),
         ({"kind": "rule", "rule": "longest"}, "expected one of shorter"),
         ({"kind": "rule", "rule": "nowhere:f"}, "can be imported"),
         ({"kind": "matrix", "path": str(tmp_path / "none.json")}, "no file"),

@@ -1,0 +1,243 @@
+"""Oracles that are models: a Bradley-Terry reward, a classifier of pairs, a language model that names the better one.
+
+Texts are tokenised as in training (:mod:`alignment.data.tokens`): one BOS, the chat template, one end token.
+Shape letters: ``N`` questions, ``T`` tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from alignment.data import PromptText, Row, Skipped, Turn
+from alignment.data.tokens import encode_outcomes
+from alignment.errors import UserError
+
+PAIR_TEMPLATE = """Question:
+{prompt}
+
+Answer A:
+{left}
+
+Answer B:
+{right}
+
+Which answer is better? Reply with one letter, A or B."""
+"""What a judge reads where the recipe gives nothing else; the placeholders are replaced literally."""
+
+# Far above any context: the model's own limit decides, and is checked with the tokens in hand.
+_NO_LIMIT = 1 << 30
+
+Texts = Sequence[tuple[int, ...]]
+
+
+class BradleyTerryOracle:
+    """A reward model: P(left beats right) = sigmoid(r(x, left) - r(x, right)); also a ``Scorer``. Transitive.
+
+    Args:
+        model: a sequence classifier with one number.
+        tokenizer: of the model.
+        batch_size: texts scored at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 8) -> None:
+        if model.config.num_labels != 1:
+            raise UserError(
+                f"oracle: expected a reward model with one number for a text, found {model.config.num_labels} labels; "
+                "a classifier of pairs is kind: pairwise"
+            )
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+    def score(self, prompts: list[str], responses: list[str]) -> Tensor:
+        """Rewards [N], float64; equal texts are scored once."""
+        rows = [
+            Row(prompt=_turns(prompt), responses=(response,), source=f"question {n}")
+            for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        texts = []
+        for outcome in encode_outcomes(rows, self.tokenizer, _NO_LIMIT, _NO_LIMIT):
+            if isinstance(outcome, Skipped):
+                raise UserError(
+                    f"oracle: expected a text that the reward model can read, found one that it cannot "
+                    f"({outcome.reason}); leave such prompts out"
+                )
+            texts.append((*outcome.prompt_ids, *outcome.completion_ids[0]))
+        return _logits(self.model, self.tokenizer, texts, self.batch_size)[:, 0]
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        """Probabilities [N] that ``left`` beats ``right``."""
+        scores_N = self.score([*prompts, *prompts], [*left, *right])
+        return torch.sigmoid(scores_N[: len(prompts)] - scores_N[len(prompts) :])
+
+
+class PairwiseOracle:
+    """A classifier that reads both answers at once: it can hold intransitive preferences.
+
+    Args:
+        model: a sequence classifier with one number (the logit that left wins) or two (left, right).
+        tokenizer: of the model.
+        template: with ``{prompt}``, ``{left}`` and ``{right}``.
+        batch_size: texts read at once.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, template: str = PAIR_TEMPLATE, batch_size: int = 8
+    ) -> None:
+        check_template(template)
+        if model.config.num_labels not in (1, 2):
+            raise UserError(f"oracle: expected a classifier with 1 or 2 labels, found {model.config.num_labels}")
+        self.model, self.tokenizer, self.template, self.batch_size = model.eval(), tokenizer, template, batch_size
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        """Probabilities [N] that ``left`` beats ``right``."""
+        texts = list(_fill_all(self.template, prompts, left, right))
+        ids = [tuple(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
+        logits = _logits(self.model, self.tokenizer, ids, self.batch_size)
+        return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else logits.softmax(-1)[:, 0]
+
+
+class LabelOracle:
+    """A language model that is asked which answer is better: the share of the first label's token against the second's.
+
+    Args:
+        model: a causal language model.
+        tokenizer: of the model; with a chat template the question is a user's turn.
+        template: with ``{prompt}``, ``{left}`` and ``{right}``.
+        labels: what stands for left and right; one token each.
+        batch_size: questions at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: str = PAIR_TEMPLATE,
+        labels: tuple[str, str] = ("A", "B"),
+        batch_size: int = 8,
+    ) -> None:
+        check_template(template)
+        tokens = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+        if any(len(ids) != 1 for ids in tokens) or tokens[0] == tokens[1]:
+            raise UserError(f"oracle: expected two labels of one token each, found {labels[0]!r} and {labels[1]!r}")
+        self.model, self.tokenizer, self.template, self.batch_size = model.eval(), tokenizer, template, batch_size
+        self.label_ids = [ids[0] for ids in tokens]
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        """Probabilities [N] that ``left`` beats ``right``."""
+        role: Literal["user", "text"] = "user" if self.tokenizer.chat_template is not None else "text"
+        rows = [
+            Row(prompt=(Turn(role, text),), source=f"question {n}")
+            for n, text in enumerate(_fill_all(self.template, prompts, left, right))
+        ]
+        texts = []
+        for outcome in encode_outcomes(rows, self.tokenizer, _NO_LIMIT, _NO_LIMIT):
+            assert not isinstance(outcome, Skipped), "a question of one turn is never left out"
+            texts.append(outcome.prompt_ids)
+        logits = _logits(self.model, self.tokenizer, texts, self.batch_size)
+        return logits[:, self.label_ids].softmax(-1)[:, 0]
+
+
+def load_classifier(path: str, *, num_labels: int | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer.
+
+    Args:
+        path: a folder or a name on the Hub; a LoRA adapter is put on its base.
+        num_labels: what it must have; ``None`` takes what it says.
+
+    Raises:
+        UserError: if there is none, or a part of it is missing and would be random numbers.
+    """
+    options = {} if num_labels is None else {"num_labels": num_labels}
+    is_adapter = Path(path, "adapter_config.json").exists()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if is_adapter:
+            model = peft.AutoPeftModelForSequenceClassification.from_pretrained(path, **options)
+            return model, tokenizer
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"oracle.model: expected a classifier of texts at '{path}' ({error})") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"oracle.model: expected a trained classifier at '{path}', found no weights for {', '.join(missing[:3])}; "
+            "they would be random numbers: train it first (alignment reward)"
+        )
+    return model, tokenizer
+
+
+def load_language_model(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"oracle.model: expected a causal language model at '{path}' ({error})") from None
+
+
+def check_template(template: str) -> None:
+    """A template holds each placeholder once.
+
+    Raises:
+        UserError: if not.
+    """
+    for name in ("{prompt}", "{left}", "{right}"):
+        if template.count(name) != 1:
+            raise UserError(f"oracle.template: expected {name} once, found it {template.count(name)} times")
+
+
+def _fill_all(template: str, prompts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Iterator[str]:
+    # In pieces, so that braces in an answer stay what they are.
+    order = sorted(("{prompt}", "{left}", "{right}"), key=template.index)
+    pieces, rest = [], template
+    for name in order:
+        head, _, rest = rest.partition(name)
+        pieces.append(head)
+    for values in zip(prompts, left, right, strict=True):
+        filled = dict(zip(("{prompt}", "{left}", "{right}"), values, strict=True))
+        yield "".join(head + filled[name] for head, name in zip(pieces, order, strict=True)) + rest
+
+
+def _turns(prompt: str) -> tuple[Turn, ...]:
+    return prompt.turns if isinstance(prompt, PromptText) else (Turn("user", prompt),)
+
+
+@torch.no_grad()
+def _logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Texts, batch_size: int) -> Tensor:
+    """What the model says at the end of each text, [N, labels or vocabulary], float64 on the CPU."""
+    distinct = sorted(set(texts), key=len)
+    limit = model.config.to_dict().get("max_position_embeddings")
+    if limit is not None and len(distinct[-1]) > limit:
+        raise UserError(
+            f"oracle: expected texts of at most {limit:,} tokens, the model's positions, found {len(distinct[-1]):,}; "
+            "shorten prompts and answers (data.max_prompt_length, sampling.max_new_tokens)"
+        )
+    found: dict[tuple[int, ...], Tensor] = {}
+    for start in range(0, len(distinct), batch_size):
+        chunk = distinct[start : start + batch_size]
+        width = max(map(len, chunk))
+        ids_NT = torch.full((len(chunk), width), tokenizer.pad_token_id, dtype=torch.int64)
+        mask_NT = torch.zeros_like(ids_NT)
+        for n, ids in enumerate(chunk):
+            ids_NT[n, : len(ids)] = torch.tensor(ids)
+            mask_NT[n, : len(ids)] = 1
+        logits = model(input_ids=ids_NT.to(model.device), attention_mask=mask_NT.to(model.device)).logits
+        if logits.dim() == 3:
+            logits = logits[torch.arange(len(chunk)), mask_NT.sum(-1) - 1]
+        found |= zip(chunk, logits.double().cpu(), strict=True)
+    return torch.stack([found[ids] for ids in texts])
