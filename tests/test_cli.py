@@ -22,6 +22,7 @@ COMMANDS = [
     ["train"],
     ["sft"],
     ["reward"],
+    ["doctor"],
     ["methods"],
     ["game"],
     ["recipes"],
@@ -327,3 +328,17 @@ def test_recipes_copy_does_not_overwrite(run: Run, tmp_path: Path, monkeypatch: 
     assert copied.read_text() == "edited"
     assert run("recipes", "copy", str(folder), "--force")[0] == 0
     assert copied.read_text() == shipped
+
+
+def test_a_recipe_of_another_command_is_recognised(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGNMENT_REAL_DATA", "nowhere")
+    for arguments, said in (
+        (["reward", "recipes/dpo/tiny_hh.yaml"], "it is a recipe of `alignment train`"),
+        (["train", "recipes/reward/tiny_hh.yaml"], "is it one of `alignment sft` or `alignment reward`?"),
+        (["doctor", "recipes/sft/tiny_hh.yaml"], "is it one of `alignment sft` or `alignment reward`?"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err

@@ -15,11 +15,11 @@ from alignment.config.compose import compose
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
 from alignment.config.schema import (
+    Block,
     DataSource,
     ModelSpec,
     RowsSpec,
     Sources,
-    _Block,
     plain_data,
     schema_keys,
     without_nulls,
@@ -93,7 +93,7 @@ def _not_preferences(formats: Collection[str]) -> str | None:
     )
 
 
-class MixtureSpec(_Block):
+class MixtureSpec(Block):
     """Groups of annotators, each with a reward of its own: hard EM of MaxMin-RLHF (arXiv 2402.08925, Alg. 2).
 
     ``training`` is one M step of one group. The first start deals annotators like cards, and stays where it is if that
@@ -105,7 +105,7 @@ class MixtureSpec(_Block):
     num_starts: int = Field(default=3, gt=0)
 
 
-class _FitRecipe(_Block):
+class _FitRecipe(Block):
     policy: ModelSpec
     training: dict[str, Any] = Field(default_factory=dict)
     output_dir: str = Field(min_length=1)
@@ -180,6 +180,8 @@ def _load(kind: type[FitRecipe], path: str | Path, overrides: Sequence[str]) -> 
 
     composed = compose(path, overrides)
     tree = without_nulls(composed.tree)
+    if "method" in tree:
+        raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
     known = (*schema_keys(kind), *training_keys())
     recipe, problems = _check(kind, tree, known)
     if isinstance(tree.get("training"), dict):

@@ -11,7 +11,9 @@ from alignment.methods import build_method
 from alignment.types import Method
 
 
-class _Block(BaseModel):
+class Block(BaseModel):
+    """A block of a recipe: strict types, no unknown key."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -21,7 +23,7 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class TinySpec(_Block):
+class TinySpec(Block):
     """A causal language model of the Llama family with random weights, built from these sizes."""
 
     vocab_size: int = Field(default=2048, gt=0)
@@ -40,7 +42,7 @@ class TinySpec(_Block):
         return self
 
 
-class LoRASpec(_Block):
+class LoRASpec(Block):
     """A low-rank adapter; ``alpha`` is twice the rank unless it is given."""
 
     rank: int = Field(gt=0)
@@ -55,7 +57,7 @@ class LoRASpec(_Block):
         return self
 
 
-class ModelSpec(_Block):
+class ModelSpec(Block):
     """The model that is trained."""
 
     model: str | None = None
@@ -100,7 +102,7 @@ def _named_columns(value: Any) -> Any:
     return value
 
 
-class DataSource(_Block):
+class DataSource(Block):
     """Data: paths or ``hf://owner/name``. ``prompt_role: user`` makes string prompts chat turns, not raw text."""
 
     path: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -128,7 +130,7 @@ def _sources(value: Any) -> Any:
 Sources = Annotated[tuple[DataSource, ...], BeforeValidator(_sources), Field(min_length=1)]
 
 
-class FiltersSpec(_Block):
+class FiltersSpec(Block):
     """Bounds that a row must keep to be trained or evaluated on: the options of ``alignment.data.filter_rows``."""
 
     max_prompt_chars: int | None = Field(default=None, gt=0)
@@ -142,7 +144,7 @@ class FiltersSpec(_Block):
     distinct_responses: bool = False
 
 
-class DuplicatesSpec(_Block):
+class DuplicatesSpec(Block):
     """Rows that say the same twice are left out; ``similarity`` is the Jaccard index from which ``near`` ones are."""
 
     remove: Literal["exact", "near"]
@@ -155,7 +157,7 @@ class DuplicatesSpec(_Block):
         return self
 
 
-class DecontaminateSpec(_Block):
+class DecontaminateSpec(Block):
     """Training rows that hold a held-out prompt, or one of the sources ``against``, are left out."""
 
     against: Annotated[tuple[DataSource, ...], BeforeValidator(_sources)] = ()
@@ -163,13 +165,13 @@ class DecontaminateSpec(_Block):
     overlap: float = Field(default=0.5, ge=0, lt=1)
 
 
-class MixingSpec(_Block):
+class MixingSpec(Block):
     """What happens when one of several weighted sources has run out."""
 
     stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
 
 
-class RowsSpec(_Block):
+class RowsSpec(Block):
     """What the data blocks of all commands share: how rows are held out, left out, mixed and cut; lengths in tokens."""
 
     evaluation: DataSource | None = None
@@ -246,14 +248,14 @@ class DataSpec(RowsSpec):
         )
 
 
-class OpponentSpec(_Block):
+class OpponentSpec(Block):
     """How the responses that the policy's are compared with are sampled."""
 
     temperature: float = Field(default=1.0, gt=0)
     num_completions: int = Field(default=1, gt=0)
 
 
-class SamplingSpec(_Block):
+class SamplingSpec(Block):
     """How responses are sampled; enumerated ones may have the temperature ``.inf``, which is uniform."""
 
     num_completions: int = Field(default=2, gt=0)
@@ -281,7 +283,7 @@ class SamplingSpec(_Block):
         return self
 
 
-class ScheduleSpec(_Block):
+class ScheduleSpec(Block):
     """Who makes the data: nobody (offline), the policy once a round (iterative), the policy in every batch (online).
 
     ``first: dataset`` takes the first round's responses and feedback from ``data.preferences``.
@@ -292,20 +294,20 @@ class ScheduleSpec(_Block):
     first: Literal["rollout", "dataset"] = "rollout"
 
 
-class AnchorsSpec(_Block):
+class AnchorsSpec(Block):
     """How the log-probs of frozen policies come about: fresh in every batch, or once for the data set, kept on disk."""
 
     store: bool = False
 
 
-class EarlyStoppingSpec(_Block):
+class EarlyStoppingSpec(Block):
     """Stop after ``patience`` evaluations that better ``training.metric_for_best_model`` by at most ``threshold``."""
 
     patience: int = Field(gt=0)
     threshold: float = Field(default=0.0, ge=0)
 
 
-class Recipe(_Block):
+class Recipe(Block):
     """A whole recipe. ``training`` holds fields of ``transformers.TrainingArguments``, verbatim."""
 
     method: dict[str, Any]
