@@ -180,8 +180,8 @@ def _load(kind: type[FitRecipe], path: str | Path, overrides: Sequence[str]) -> 
 
     composed = compose(path, overrides)
     tree = without_nulls(composed.tree)
-    if "method" in tree:
-        raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
+    if {"method", "schedule"} <= tree.keys():
+        raise UserError(f"{path} has a method and a schedule: it is a recipe of `alignment train`")
     known = (*schema_keys(kind), *training_keys())
     recipe, problems = _check(kind, tree, known)
     if isinstance(tree.get("training"), dict):
