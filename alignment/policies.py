@@ -3,13 +3,15 @@
 Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``V`` vocabulary, ``N = B * G`` sequences.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from alignment.types import Completions
 
@@ -102,6 +104,52 @@ def _token_logps(logits_NTV: Tensor, ids_NT: Tensor, *, confidence: bool) -> tup
         return token_logps_NT, token_logps_NT - log_collision_NT
 
 
+PolicyContext = Callable[[], AbstractContextManager[nn.Module]]
+"""Opens a context in which the module that it gives acts as one policy (a LoRA model without its adapter, say)."""
+
+
+class GeometricMixture(LogitsProcessor):
+    """Next-token log-probs of ``policy^(1 - mix) ref^mix``, normalised at every token (arXiv 2312.00886, sec. 6).
+
+    The paper's approximation: normalised token by token, where the mixture of its theory is normalised over whole
+    responses. Both models keep their own key-value cache, so a token costs one forward of each.
+
+    Args:
+        ref: opens the reference. It is entered at each token and left before the policy goes on, so that both may be
+            one model with and without its adapter.
+        mix: weight of the reference, in [0, 1].
+        prompt_mask_NT: true on the prompt tokens of the sequences that are sampled, padded on the left.
+    """
+
+    def __init__(self, ref: PolicyContext, mix: float, prompt_mask_NT: Tensor) -> None:
+        self.ref, self.mix, self.mask_NT = ref, mix, prompt_mask_NT.long()
+        self.cache: Any = None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """From the policy's logits [N, V] after ``input_ids`` [N, T] to the mixture's log-probs."""
+        grown = input_ids.shape[1] - self.mask_NT.shape[1]
+        self.mask_NT = torch.nn.functional.pad(self.mask_NT, (0, grown), value=1)
+        positions_NT = (self.mask_NT.cumsum(-1) - 1).clamp(min=0)
+        seen = 0 if self.cache is None else input_ids.shape[1] - grown
+        with self.ref() as module:
+            output = module(
+                input_ids=input_ids[:, seen:],
+                attention_mask=self.mask_NT,
+                position_ids=positions_NT[:, seen:],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.cache = output.past_key_values
+        ref_NV = output.logits[:, -1].float().log_softmax(-1)
+        # What the policy may not say stays unsaid, also where its weight is 0 and 0 x inf would be no number.
+        is_unsaid_NV = scores.isneginf()
+        policy_NV = scores.float().log_softmax(-1).masked_fill(is_unsaid_NV, 0.0)
+        mixed_NV = (1.0 - self.mix) * policy_NV + self.mix * ref_NV
+        return mixed_NV.masked_fill(is_unsaid_NV, -torch.inf).log_softmax(-1)
+
+
 class CausalLMPolicy:
     """A language model that answers prompts.
 
@@ -127,6 +175,13 @@ class CausalLMPolicy:
         self.model, self.tokenizer = model, tokenizer
         self.stop_token_ids = tuple(stop_token_ids)
         self.temperature, self.max_new_tokens, self.top_k = temperature, max_new_tokens, top_k
+        self._partner: tuple[PolicyContext, float] | None = None
+
+    def mixed(self, ref: PolicyContext, mix: float) -> "CausalLMPolicy":
+        """A policy that samples from the geometric mixture with a reference; see :class:`GeometricMixture`."""
+        mixture = copy.copy(self)
+        mixture._partner = (ref, mix)
+        return mixture
 
     def logps(self, completions: Completions) -> Tensor:
         """Summed completion log-probs [B, G] at temperature 1, in nats."""
@@ -148,6 +203,9 @@ class CausalLMPolicy:
         seed = int(torch.randint(2**62, (1,), generator=generator))
         was_training = self.model.training
         self.model.eval()
+        mixing = None
+        if self._partner is not None:
+            mixing = [GeometricMixture(*self._partner, prompt_mask_BT.repeat_interleave(num_completions, dim=0))]
         devices = [prompt_ids_BT.device] if prompt_ids_BT.device.type == "cuda" else []
         # generate() draws from the global generator: seed it for the call and put it back.
         with torch.random.fork_rng(devices=devices):
@@ -162,6 +220,7 @@ class CausalLMPolicy:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=list(self.stop_token_ids),
                 pad_token_id=self.tokenizer.pad_token_id,
+                logits_processor=mixing,
                 **_PLAIN_SAMPLING,
             )
         self.model.train(was_training)

@@ -6,6 +6,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``J`` opponent's co
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,12 @@ from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
 from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Previous
 
-_SAMPLERS = ("dataset", "prev", "policy")
-_OPPONENTS = {"none": None, "group": None, "fresh": "policy", "target": "target", "ref": "ref"}
+_MIXTURE = "mixture"
+_SAMPLERS = ("dataset", "prev", "policy", _MIXTURE)
+_OPPONENTS = {
+    **{"none": None, "group": None, "fresh": "policy", "target": "target", "ref": "ref"},
+    _MIXTURE: _MIXTURE,
+}
 """Opponents that can be supplied -> the policy that answers for them; ``None`` where no further sample is needed."""
 
 PolicyOf = Callable[[str], AbstractContextManager[nn.Module]]
@@ -138,36 +143,50 @@ def rollout(
         generator: seeds the samples.
     """
     prompts = tuple(prompt_text(row) for row in batch.rows)
+    sampler = _MIXTURE if needs.sampler == _MIXTURE else "policy"
     opponent = _OPPONENTS[needs.opponent]
     if sampling.engine == "enumerate":
         return Rollout(
             prompts=prompts,
             completions=batch.completions,
             responses=[list(row.responses) for row in batch.rows],
-            weights_BG=probabilities(batch.completions, policy_of, "policy", sampling.temperature),
-            opponent_weights_BG=probabilities(batch.completions, policy_of, opponent, sampling.opponent_temperature)
+            weights_BG=probabilities(batch.completions, policy_of, sampler, sampling.temperature, mix=needs.mix),
+            opponent_weights_BG=probabilities(
+                batch.completions, policy_of, opponent, sampling.opponent_temperature, mix=needs.mix
+            )
             if opponent
             else None,
         )
     bare = prompts_only(batch)
-    with policy_of("policy") as module:
-        policy = make_policy(module, sampling.temperature)
-        completions = policy.sample(bare, num_completions=sampling.num_completions, generator=generator)
-        responses = policy.texts(completions)
+
+    def draw(name: str, temperature: float, num_completions: int) -> tuple[Completions, list[list[str]]]:
+        with policy_of("policy" if name == _MIXTURE else name) as module:
+            policy = make_policy(module, temperature)
+            if name == _MIXTURE:
+                policy = policy.mixed(partial(policy_of, "ref"), needs.mix)
+            answers = policy.sample(bare, num_completions=num_completions, generator=generator)
+            return answers, policy.texts(answers)
+
+    completions, responses = draw(sampler, sampling.temperature, sampling.num_completions)
     opponents = None
     if opponent:
-        with policy_of(opponent) as module:
-            rival = make_policy(module, sampling.opponent_temperature)
-            answers = rival.sample(bare, num_completions=sampling.opponent_completions, generator=generator)
-            opponents = rival.texts(answers)
+        _, opponents = draw(opponent, sampling.opponent_temperature, sampling.opponent_completions)
     return Rollout(prompts=prompts, completions=completions, responses=responses, opponents=opponents)
 
 
 @torch.no_grad()
-def probabilities(completions: Completions, policy_of: PolicyOf, name: str, temperature: float) -> Tensor:
-    """Probabilities of enumerated responses at a temperature, normalised over the set, [B, G]."""
-    with policy_of(name) as module:
+def probabilities(
+    completions: Completions, policy_of: PolicyOf, name: str, temperature: float, *, mix: float = 0.0
+) -> Tensor:
+    """Probabilities of enumerated responses at a temperature, normalised over the set, [B, G].
+
+    The mixture is that of the theory here, ``policy^(1 - mix) ref^mix`` over whole responses.
+    """
+    with policy_of("policy" if name == _MIXTURE else name) as module:
         logps_BG = score(module, completions).logps_BG
+    if name == _MIXTURE:
+        with policy_of("ref") as module:
+            logps_BG = (1.0 - mix) * logps_BG + mix * score(module, completions).logps_BG
     logits_BG = torch.where(completions.valid_BG, logps_BG.double() / temperature, -torch.inf)
     return logits_BG.softmax(-1)
 

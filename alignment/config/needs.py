@@ -6,8 +6,8 @@ from alignment.methods._card import example_options
 from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Previous, Solution
 
 # What the trainer can supply on language models in this release; the exact games supply everything.
-_TEXT_SAMPLERS = ("dataset", "prev", "policy")
-_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref")
+_TEXT_SAMPLERS = ("dataset", "prev", "policy", "mixture")
+_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref", "mixture")
 _TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past)
 
 _ORDER = ("offline", "iterative", "online")
@@ -17,8 +17,8 @@ def text_gap(needs: Needs) -> str | None:
     """What a method needs that language models cannot be given yet, or ``None``.
 
     Example:
-        >>> text_gap(Needs(feedback="wins", sampler="mixture", schedule="online"))
-        "the sampler 'mixture'"
+        >>> text_gap(Needs(feedback="wins", sampler="target", schedule="online"))
+        "the sampler 'target'"
     """
     anchors = [spec.name for spec in needs.anchors if not isinstance(spec, _TEXT_ANCHORS)]
     gaps = {

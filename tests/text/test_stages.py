@@ -159,8 +159,7 @@ def test_annotate_adds_every_anchor(per_token: bool) -> None:
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ({"name": "nash_md", "tau": 0.1, "mix": 0.1}, "opponent 'mixture'"),
-        ({"name": "ipo_md", "tau": 0.1, "mix": 0.1}, "sampler 'mixture'"),
+        ({"name": "onpo", "eta": 100.0}, "2 fits a round"),
         ({"name": "maxmin", "base": {"name": "spo"}}, "several oracles"),
     ],
 )
