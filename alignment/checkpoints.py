@@ -5,7 +5,7 @@ from pathlib import Path
 from alignment.errors import UserError
 
 STATE_FILE = "alignment_state.pt"
-"""Slow targets. Written last and renamed into place, so that a checkpoint that has it is whole."""
+"""Slow targets and weights of groups. Written last and renamed into place: a checkpoint that has it is whole."""
 
 
 def last_checkpoint(folder: str | Path) -> Path:

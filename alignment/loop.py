@@ -212,6 +212,7 @@ _SHOWN = {
     "target_attainment": "regression target attained",
     "kl_to_ref": "KL to the reference, nats",
     "win_rate_vs_ref": "win rate against the reference",
+    "win_rate_vs_ref_worst": "the same by the oracle that gives the lowest",
 }
 
 

@@ -15,7 +15,7 @@ from alignment.anchors import AnchorSet
 from alignment.data import Batch, prompt_text
 from alignment.errors import UserError
 from alignment.functional import group_wins
-from alignment.oracles import ask, preference_matrix
+from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
 from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Previous
 
@@ -110,7 +110,6 @@ def check_needs(needs: Needs) -> None:
     supplied = {
         f"the sampler '{needs.sampler}'": needs.sampler in _SAMPLERS,
         f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
-        "several oracles": needs.num_oracles == "one",
         f"{needs.fits} fits a round": needs.fits == 1,
     }
     kinds = Frozen | Ema | Behaviour | Previous | Past
@@ -206,8 +205,17 @@ def judge(rolled: Rollout, oracle: Oracle, needs: Needs) -> Feedback:
     """Ask the oracle what the method reads: preferences inside the group, or wins against the opponent.
 
     Returns:
-        Feedback of one oracle (K = 1), float64 on the CPU.
+        Feedback of one oracle (K = 1), or of each member of a panel, float64 on the CPU.
     """
+    if not isinstance(oracle, PanelOracle):
+        return _judge_one(rolled, oracle, needs)
+    answers = [_judge_one(rolled, member, needs) for member in oracle.members]
+    wins = [answer.wins_KBG for answer in answers if answer.wins_KBG is not None]
+    prefs = [answer.prefs_KBGG for answer in answers if answer.prefs_KBGG is not None]
+    return Feedback(wins_KBG=torch.cat(wins) if wins else None, prefs_KBGG=torch.cat(prefs) if prefs else None)
+
+
+def _judge_one(rolled: Rollout, oracle: Oracle, needs: Needs) -> Feedback:
     if needs.feedback == "wins" and rolled.opponents is not None:
         return Feedback(wins_KBG=_wins_against(oracle, rolled.prompts, rolled.responses, rolled.opponents)[None])
     prefs_BGG = preference_matrix(oracle, rolled.prompts, rolled.responses)

@@ -34,11 +34,12 @@ from alignment.data import (
 )
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
+from alignment.groups import GroupWelfare, check_panel
 from alignment.iterations import AdvanceAnchors, WholeIterations, count_stages, per_iteration
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
-from alignment.oracles import ask, preference_matrix
+from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
 from alignment.stages import (
     Annotated,
@@ -111,6 +112,7 @@ class PreferenceTrainer(Trainer):
             raise UserError(
                 "the method samples from the policy and needs an oracle that answers on fresh samples, got None"
             )
+        check_panel(self.needs, oracle)
         args = AlignmentArguments(output_dir="runs/trainer") if args is None else args
         if args.deepspeed_plugin is not None:
             check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
@@ -136,6 +138,7 @@ class PreferenceTrainer(Trainer):
         self.anchors = self._make_anchors(ref_model)
         self.add_callback(WholeIterations(self.needs.stages))
         self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
+        self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
         # The last stage: the first batch begins an iteration.
         self._stage = self.needs.stages - 1
         self._metrics: dict[str, tuple[float, float]] = {}
@@ -220,6 +223,8 @@ class PreferenceTrainer(Trainer):
         self._stage = (self._stage + 1) % self.needs.stages
         generator = torch.Generator().manual_seed(self._sample_seed())
         annotated = [self._annotate(inputs["batch"], generator) for inputs in batches]
+        if self.groups is not None:
+            annotated = self.groups.combine(annotated, self._total, moves=True)
         if self.needs.stages > 1:
             wrapper = self._extragradient()
             wrapper.stage = self._stage
@@ -327,6 +332,9 @@ class PreferenceTrainer(Trainer):
     @torch.no_grad()
     def _mismatched_logps(self, model: nn.Module, annotated: Annotated) -> Tensor | None:
         return None if annotated.mismatched is None else score(model, annotated.mismatched).logps_BG[:, 0]
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
 
     def _batch_mean(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.detach(), reduction="mean")
@@ -440,18 +448,30 @@ class PreferenceTrainer(Trainer):
                 if self.is_online and "ref" in self.anchors.names:
                     wins.append(self._wins_against_ref(inputs["batch"], generator))
                 annotated = self._annotate(inputs["batch"], generator)
+                if self.groups is not None:
+                    (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 x, output = self._forward(self.model, annotated)
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B)
         metrics = self._take_metrics("eval")
         if kls:
             metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())
         if wins:
-            metrics["win_rate_vs_ref"] = float(self.accelerator.gather(torch.cat(wins)).mean())
+            metrics |= self._win_rates(self.accelerator.gather(torch.cat(wins)).mean(0))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.model.train()
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _win_rates(self, means_K: Tensor) -> dict[str, float]:
+        """The mean over oracles; of a panel also that of each, and the lowest."""
+        rates = {"win_rate_vs_ref": float(means_K.mean())}
+        if isinstance(self.oracle, PanelOracle):
+            rates |= {
+                f"win_rate_vs_ref_{name}": float(mean) for name, mean in zip(self.oracle.names, means_K, strict=True)
+            }
+            rates["win_rate_vs_ref_worst"] = float(means_K.min())
+        return rates
 
     def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
@@ -483,11 +503,12 @@ class PreferenceTrainer(Trainer):
         return self.processing_class
 
     def _wins_against_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Win probability [B] of one response of the policy against one of the reference, both at temperature 1."""
+        """Win probability [B, K] of one response of the policy against one of the reference, both at temperature 1."""
         assert self.oracle is not None
+        members = self.oracle.members if isinstance(self.oracle, PanelOracle) else (self.oracle,)
         prompts = [prompt_text(row) for row in batch.rows]
         if self.sampling.engine == "enumerate":
-            return self._exact_wins_against_ref(batch, prompts)
+            return torch.stack([self._exact_wins_against_ref(batch, prompts, member) for member in members], dim=-1)
         bare = prompts_only(batch)
         texts = []
         for name in ("policy", "ref"):
@@ -495,11 +516,11 @@ class PreferenceTrainer(Trainer):
                 policy = self._make_policy(module, 1.0)
                 answers = policy.sample(bare, num_completions=1, generator=generator)
                 texts.append([group[0] for group in policy.texts(answers)])
-        return ask(self.oracle, prompts, *texts).float().to(self.args.device)
+        wins = [ask(member, prompts, *texts) for member in members]
+        return torch.stack(wins, dim=-1).float().to(self.args.device)
 
-    def _exact_wins_against_ref(self, batch: Batch, prompts: Sequence[str]) -> Tensor:
-        assert self.oracle is not None
-        prefs_BGG = preference_matrix(self.oracle, prompts, [list(row.responses) for row in batch.rows])
+    def _exact_wins_against_ref(self, batch: Batch, prompts: Sequence[str], oracle: Oracle) -> Tensor:
+        prefs_BGG = preference_matrix(oracle, prompts, [list(row.responses) for row in batch.rows])
         policy_BG, ref_BG = (
             probabilities(batch.completions, self.anchors.model, name, 1.0).cpu() for name in ("policy", "ref")
         )
@@ -514,7 +535,8 @@ class PreferenceTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            torch.save(self.anchors.state_dict(), folder / f"{STATE_FILE}.partial")
+            state = {"anchors": self.anchors.state_dict(), "groups": None if self.groups is None else self.groups.state}
+            torch.save(state, folder / f"{STATE_FILE}.partial")
             (folder / f"{STATE_FILE}.partial").rename(folder / STATE_FILE)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
@@ -534,5 +556,8 @@ class PreferenceTrainer(Trainer):
         state_file = Path(resume_from_checkpoint) / STATE_FILE
         if not state_file.exists():
             raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
-        self.anchors.load_state_dict(torch.load(state_file, map_location=self.args.device))
+        state = torch.load(state_file, map_location=self.args.device)
+        self.anchors.load_state_dict(state["anchors"])
+        if self.groups is not None:
+            self.groups.state = state["groups"].cpu()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **trainer_options)

@@ -26,7 +26,6 @@ def text_gap(needs: Needs) -> str | None:
         f"the opponent '{needs.opponent}'": needs.opponent not in _TEXT_OPPONENTS,
         f"log-probs of the policy '{''.join(anchors[:1])}'": bool(anchors),
         f"{needs.fits} fits a round": needs.fits > 1,
-        "several oracles": needs.num_oracles == "many",
     }
     return next((gap for gap, is_open in gaps.items() if is_open), None)
 
@@ -74,6 +73,15 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     if samples and recipe.oracle is None:
         found.append("has no oracle")
     problems = [f"method '{name}' needs {' and '.join(wanted)}; the recipe {' and '.join(found)}"] if wanted else []
+    if (
+        samples
+        and recipe.oracle is not None
+        and (recipe.oracle.get("kind") == "panel") != (needs.num_oracles == "many")
+    ):
+        expected = (
+            "a panel (oracle.kind: panel)" if needs.num_oracles == "many" else "one oracle, such as kind: mixture"
+        )
+        problems.append(f"method '{name}' reads {needs.num_oracles} oracle(s): expected {expected}")
     if samples and recipe.data.prompts is None:
         problems.append(
             f"method '{name}' samples its responses: it needs data.prompts; the recipe has data.preferences"

@@ -2,7 +2,7 @@
 
 from alignment.oracles.base import ask, preference_matrix
 from alignment.oracles.build import build_oracle, check_oracle
-from alignment.oracles.combine import MixtureOracle, NoisyOracle, TiedOracle, VerdictOracle
+from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import BradleyTerryOracle, LabelOracle, PairwiseOracle
 from alignment.oracles.rules import RuleOracle
@@ -14,6 +14,7 @@ __all__ = [
     "MixtureOracle",
     "NoisyOracle",
     "PairwiseOracle",
+    "PanelOracle",
     "RuleOracle",
     "TiedOracle",
     "VerdictOracle",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from alignment.errors import UserError
 from alignment.games import PreferenceGame
 from alignment.methods._card import nearest
-from alignment.oracles.combine import MixtureOracle, NoisyOracle, TiedOracle, VerdictOracle
+from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import (
     PAIR_TEMPLATE,
@@ -155,6 +155,25 @@ class MixtureSpec(OracleSpec):
         return MixtureOracle([build_oracle(member, device) for member in self.members], self.weights)
 
 
+class PanelSpec(OracleSpec):
+    """K oracles by name, for a method that reads each; what every kind has belongs to the members."""
+
+    members: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _members_have_their_own(self) -> Self:
+        if self.model_fields_set - {"members"}:
+            raise ValueError("expected flip, ties and verdict_seed in the members of a panel, got them beside")
+        return self
+
+    def check(self) -> None:
+        for member in self.members.values():
+            check_oracle(member)
+
+    def _build(self, device: torch.device | str) -> Oracle:
+        return PanelOracle({name: build_oracle(member, device) for name, member in self.members.items()})
+
+
 KINDS: Mapping[str, type[OracleSpec]] = {
     "rule": RuleSpec,
     "matrix": MatrixSpec,
@@ -162,6 +181,7 @@ KINDS: Mapping[str, type[OracleSpec]] = {
     "pairwise": PairwiseSpec,
     "language_model": LanguageModelSpec,
     "mixture": MixtureSpec,
+    "panel": PanelSpec,
 }
 
 
@@ -187,8 +207,9 @@ def build_oracle(spec: Mapping[str, Any], device: torch.device | str = "cpu") ->
 
     Args:
         spec: ``{kind: rule, rule: NAME or module:function}``, ``{kind: matrix, path: FILE}``, ``{kind: bradley_terry,
-            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}`` or
-            ``{kind: mixture, members: [...], weights: [...]}``, each with ``flip``, ``ties`` or ``verdict_seed``.
+            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}``, ``{kind: mixture,
+            members: [...], weights: [...]}`` or ``{kind: panel, members: {name: ...}}``; all but the last with
+            ``flip``, ``ties`` or ``verdict_seed``.
         device: where its models go.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,18 @@ class MixtureOracle:
         """Probabilities [N] that ``left`` beats ``right``."""
         answers = [member.prefer(prompts, left, right).to(torch.float64).cpu() for member in self.members]
         return torch.stack([w * answer_N for w, answer_N in zip(self.weights, answers, strict=True)]).sum(0)
+
+
+class PanelOracle(MixtureOracle):
+    """K oracles that are asked one by one, for a method that reads each of them; asked as one, their plain mean.
+
+    Args:
+        members: name -> oracle.
+    """
+
+    def __init__(self, members: Mapping[str, Oracle]) -> None:
+        super().__init__(list(members.values()))
+        self.names = tuple(members)
 
 
 class NoisyOracle:

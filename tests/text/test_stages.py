@@ -160,7 +160,6 @@ def test_annotate_adds_every_anchor(per_token: bool) -> None:
     ("method", "expected"),
     [
         ({"name": "onpo", "eta": 100.0}, "2 fits a round"),
-        ({"name": "maxmin", "base": {"name": "spo"}}, "several oracles"),
     ],
 )
 def test_methods_that_nobody_can_supply_are_refused(method: dict[str, Any], expected: str) -> None:

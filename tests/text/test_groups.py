@@ -1,0 +1,142 @@
+"""MaxMin on language models: the panel's path is the matrix's, its state is kept, and wrong oracles are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignment.arguments import AlignmentArguments
+from alignment.checkpoints import STATE_FILE
+from alignment.errors import UserError
+from alignment.games import PanelGame
+from alignment.methods import build_method
+from alignment.oracles import MatrixOracle, PanelOracle, build_oracle
+from alignment.tabular import run_tabular
+from alignment.trainer import PreferenceTrainer
+from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_policy, symbol_tokenizer
+from tests.text.test_mixture import sharp
+
+START = torch.tensor([1.0, 0.0, -1.0])
+# Two people with contrary tastes, the second the more decided, and a cyclic third.
+PREFS_KXAA = torch.tensor(
+    [
+        [[[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]]],
+        [[[0.5, 0.0, 0.1], [1.0, 0.5, 0.2], [0.9, 0.8, 0.5]]],
+        [[[0.5, 1.0, 0.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5]]],
+    ],
+    dtype=torch.float64,
+)
+BASE = {"name": "spo", "kappa_ref": 0.1}
+
+
+def panel(num_oracles: int = 3) -> PanelOracle:
+    names = ("ann", "bob", "cai")[:num_oracles]
+    return PanelOracle({name: MatrixOracle(PREFS_KXAA[k], responses=SYMBOLS) for k, name in enumerate(names)})
+
+
+def trainer(method: dict[str, Any], folder: Path, oracle: Any, **changes: Any) -> PreferenceTrainer:
+    args = AlignmentArguments(
+        **{
+            "output_dir": str(folder),
+            "max_steps": 8,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 0.3,
+            "optim": "sgd",
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "engine": "enumerate",
+            "responses": list(SYMBOLS),
+            "max_new_tokens": 1,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            **changes,
+        }
+    )
+    return PreferenceTrainer(
+        model=sharp(START),
+        ref_model=sharp(cyclic_game(tau=0.1).ref_XA[0].log()),
+        args=args,
+        train_dataset=question_rows(16),
+        eval_dataset=question_rows(2),
+        processing_class=symbol_tokenizer(),
+        oracle=oracle,
+        method=method,
+    )
+
+
+def policy_of(trained: PreferenceTrainer) -> Tensor:
+    return symbol_policy(trained.model)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("mode", ["group_argmin", "sample_min", "mirror"])
+def test_the_language_model_walks_with_the_matrix(mode: str, accumulation: int, tmp_path: Path) -> None:
+    """Eight steps with all responses enumerated equal the tabular run; accumulation moves the state once a step."""
+    method = {"name": "maxmin", "base": BASE, "mode": mode, "step": 0.5}
+    run = run_tabular(
+        build_method(method),
+        PanelGame(prefs_KXAA=PREFS_KXAA, ref_XA=cyclic_game(tau=0.1).ref_XA, tau=0.1),
+        lr=0.3,
+        iterations=8,
+        init_XA=START.double().softmax(-1)[None],
+    )
+    changes = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2 // accumulation}
+    trained = trainer(method, tmp_path, panel(), **changes)
+    trained.train()
+    torch.testing.assert_close(policy_of(trained), run.policy_XA, rtol=0, atol=3e-6)
+    assert (run.policy_XA - START.double().softmax(-1)).abs().max() > 1e-2
+
+
+def test_one_member_is_the_base_against_the_reference(tmp_path: Path) -> None:
+    """K = 1 in all modes alike."""
+    ends = []
+    for mode in ("group_argmin", "sample_min", "mirror"):
+        trained = trainer({"name": "maxmin", "base": BASE, "mode": mode}, tmp_path, panel(1))
+        trained.train()
+        ends.append(policy_of(trained))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-7)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0, atol=1e-7)
+
+
+def test_every_member_is_reported(tmp_path: Path) -> None:
+    """Before training the state is not moved; the rates are exact: sum pi_a P_k(a, b) ref_b."""
+    trained = trainer({"name": "maxmin", "base": BASE}, tmp_path, panel())
+    metrics = trained.evaluate()
+    assert trained.groups is not None and trained.groups.state.isnan().all()
+    pi_A, ref_A = START.double().softmax(-1), cyclic_game(tau=0.1).ref_XA[0]
+    rates = [float(pi_A @ PREFS_KXAA[k, 0] @ ref_A) for k in range(3)]
+    found = [metrics[f"eval_win_rate_vs_ref_{name}"] for name in ("ann", "bob", "cai")]
+    assert found == pytest.approx(rates, abs=1e-5)
+    assert metrics["eval_win_rate_vs_ref_worst"] == pytest.approx(min(rates), abs=1e-5)
+    assert metrics["eval_win_rate_vs_ref"] == pytest.approx(sum(rates) / 3, abs=1e-5)
+
+
+def test_the_state_is_in_the_checkpoint(tmp_path: Path) -> None:
+    method = {"name": "maxmin", "base": BASE, "mode": "mirror", "step": 0.5}
+    whole = trainer(method, tmp_path / "whole", panel())
+    whole.train()
+    first = trainer(method, tmp_path / "half", panel(), max_steps=4, save_strategy="steps", save_steps=4)
+    first.train()
+    saved = torch.load(tmp_path / "half" / "checkpoint-4" / STATE_FILE)
+    assert first.groups is not None and saved["groups"].equal(first.groups.state)
+    second = trainer(method, tmp_path / "half", panel())
+    second.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-4"))
+    assert second.groups is not None and whole.groups is not None
+    torch.testing.assert_close(second.groups.state, whole.groups.state, rtol=0, atol=1e-12)
+    torch.testing.assert_close(policy_of(second), policy_of(whole), rtol=0, atol=0)
+
+
+def test_wrong_oracles_are_refused(tmp_path: Path) -> None:
+    one = MatrixOracle(PREFS_KXAA[0], responses=SYMBOLS)
+    with pytest.raises(UserError, match=r"expected a panel \(oracle\.kind: panel\), got one oracle"):
+        trainer({"name": "maxmin", "base": BASE}, tmp_path, one)
+    with pytest.raises(UserError, match="expected no panel; kind: mixture is the mean of its members"):
+        trainer(BASE, tmp_path, panel())
+    rule = {"kind": "rule", "rule": "shorter"}
+    built = build_oracle({"kind": "panel", "members": {"brief": rule, "noisy": {**rule, "flip": 0.2}}})
+    assert isinstance(built, PanelOracle) and built.names == ("brief", "noisy")
+    with pytest.raises(UserError, match="in the members of a panel"):
+        build_oracle({"kind": "panel", "members": {"a": rule}, "flip": 0.1})
