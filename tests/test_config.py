@@ -564,3 +564,11 @@ def test_contradicting_training_keys_are_a_users_error(write: Write) -> None:
     recipe = load_recipe(write(OFFLINE), ["training.load_best_model_at_end=true"]).recipe
     with pytest.raises(UserError, match=r"^training: "):
         build_arguments(recipe)
+
+
+def test_another_kind_of_oracle_brings_its_own_keys(write: Write) -> None:
+    write("extends: recipes/quickstart/egpo.yaml", "base.yaml")
+    noisy = load_recipe(write("extends: base.yaml\noracle: {flip: 0.1}")).recipe
+    assert noisy.oracle == {"kind": "rule", "rule": "shorter", "flip": 0.1}
+    crowd = {"kind": "mixture", "members": [{"kind": "rule", "rule": "shorter"}]}
+    assert load_recipe(write(f"extends: base.yaml\noracle: {crowd}")).recipe.oracle == crowd
