@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,8 @@ class AnchorSet:
         needs: which anchors the loss reads.
         model: the policy, not wrapped for distribution.
         ref_model: the reference, or ``None``.
+        past_models: policies at the start of earlier rounds, the latest first; where they end, the earliest one stands
+            for all that would come before it.
         copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
             right only until its first step.
 
@@ -36,7 +38,13 @@ class AnchorSet:
     """
 
     def __init__(
-        self, needs: Needs, model: nn.Module, ref_model: nn.Module | None = None, *, copies_start: bool = True
+        self,
+        needs: Needs,
+        model: nn.Module,
+        ref_model: nn.Module | None = None,
+        *,
+        past_models: Sequence[nn.Module] = (),
+        copies_start: bool = True,
     ) -> None:
         self._policy = model
         self._start: nn.Module | None = None if copies_start else model
@@ -56,6 +64,10 @@ class AnchorSet:
             elif isinstance(spec, Previous | Past):
                 if not _is_base(model):
                     self._copies |= dict.fromkeys(spec.columns(), self._frozen_start())
+                if past_models and isinstance(spec, Past):
+                    older = [module.eval().requires_grad_(False) for module in past_models]
+                    columns = spec.columns()[1:]
+                    self._copies |= {name: older[min(j, len(older) - 1)] for j, name in enumerate(columns)}
             elif not isinstance(spec, Behaviour):
                 raise UserError(
                     f"anchor '{spec.name}': expected a frozen or slowly moving policy, got {type(spec).__name__}"

@@ -79,6 +79,7 @@ class PreferenceTrainer(Trainer):
         method: a built method, or a recipe's ``method:`` block; a facade has its own.
         method_options: options of a facade's method.
         callbacks: of transformers.
+        past_models: policies at the start of earlier rounds, the latest first, for a method that reads them.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
     Raises:
@@ -100,6 +101,7 @@ class PreferenceTrainer(Trainer):
         method: Method | Mapping[str, Any] | None = None,
         method_options: Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        past_models: Sequence[nn.Module] = (),
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         self.method = self._resolve_method(method, method_options)
@@ -135,7 +137,7 @@ class PreferenceTrainer(Trainer):
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.anchors = self._make_anchors(ref_model)
+        self.anchors = self._make_anchors(ref_model, past_models)
         self.add_callback(WholeIterations(self.needs.stages))
         self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
@@ -148,14 +150,16 @@ class PreferenceTrainer(Trainer):
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
 
-    def _make_anchors(self, ref_model: nn.Module | None) -> AnchorSet:
+    def _make_anchors(self, ref_model: nn.Module | None, past_models: Sequence[nn.Module]) -> AnchorSet:
         """The anchors; where their log-probs are stored the rows carry them, and nothing is copied or kept."""
         stores = self.args.store_anchors and bool(self.needs.anchors)
         if stores and (self.is_online or self.needs.per_token):
             raise UserError("store_anchors: expected a method that reads its responses, summed, from a data set")
         if ref_model is not None:
             ref_model.to(self.args.device)
-        anchors = AnchorSet(self.needs, self.model, ref_model, copies_start=not stores)
+        for module in past_models:
+            module.to(self.args.device)
+        anchors = AnchorSet(self.needs, self.model, ref_model, past_models=past_models, copies_start=not stores)
         if not stores:
             return anchors
         for data in (self.train_dataset, self.eval_dataset):

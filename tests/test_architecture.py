@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "types", "shapes", "functional", "telemetry"},
     {"methods", "games", "optim", "welfare", "cache"},
     {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
-    {"anchors", "stages", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},
+    {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},
     {"arguments", "launch", "batches", "checkpoints", "iterations", "trainer", "trainers"},
     {
         "config",

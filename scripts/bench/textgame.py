@@ -1,0 +1,295 @@
+"""All methods on the text game, from sampled answers only: the exact duality gap against oracle calls and seconds.
+
+    python scripts/bench/textgame.py                              # a table; half an hour on one core
+    python scripts/bench/textgame.py --methods egpo,online_ipo    # some of them
+    python scripts/bench/textgame.py --json                       # the table as one line of JSON
+    python scripts/bench/textgame.py --folder runs/textgame       # and the curves, a JSON file for each method
+
+Every method has the same budget of questions to the oracle; a pair asked in both orders is two. The gap is that of the
+method's own game: regularised by tau for those that have a tau, unregularised and of the average iterate for the
+others. DPO learns from as many comparisons of answers of the reference, each decided by one annotator, at the best of
+five betas. Seconds are of training with its sampling; measuring the gap is not counted.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+
+from alignment.arguments import AlignmentArguments
+from alignment.data import encode_rows, stop_token_ids
+from alignment.policies import CausalLMPolicy
+from alignment.rounds import sample_round
+from alignment.textgame import TextGame
+from alignment.trainer import PreferenceTrainer
+
+TAU = 0.04
+BUDGET = 360_000
+BETAS = (0.1, 0.5, 1.0, 2.0, 5.0)
+POINTS = 20
+# Mirror descent step of the rounds; larger ones circle around this game's equilibrium.
+STEP = 0.12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a method plays; common arguments stand in :func:`arguments`.
+
+    Attributes:
+        method: the recipe's ``method:`` block.
+        tau: of the game that the gap is measured in; 0 takes the average iterate.
+        opponents: answers of the opponent to each question; 0 where answers are compared among themselves.
+        temperature: of the sampler.
+        rounds: of an iterative method; 0 for an online one.
+    """
+
+    method: Mapping[str, Any]
+    tau: float = TAU
+    opponents: int = 0
+    temperature: float = 1.0
+    rounds: int = 0
+
+
+SETTINGS: dict[str, Setting] = {
+    "online_ipo": Setting(method={"name": "online_ipo", "tau": TAU}),
+    "ipo_md": Setting(method={"name": "ipo_md", "tau": TAU, "mix": 0.125}),
+    "nash_md": Setting(method={"name": "nash_md", "tau": TAU, "mix": 0.125}, opponents=2),
+    "egpo": Setting(method={"name": "egpo", "tau": TAU}, opponents=2, temperature=1.2),
+    "nash_mp": Setting(method={"name": "nash_mp", "tau": TAU, "eta": 1.0, "inner_steps": 20}, opponents=2),
+    "nash_prox": Setting(method={"name": "nash_prox", "tau": TAU, "eta": 1.0, "inner_steps": 20}, opponents=2),
+    "inpo": Setting(method={"name": "inpo", "tau": TAU, "eta": TAU / STEP}, rounds=25),
+    "mnpo": Setting(
+        method={
+            "name": "mnpo",
+            "eta": TAU / STEP,
+            "ref_weight": STEP,
+            "history_weights": [0.75 * (1 - STEP), 0.25 * (1 - STEP)],
+        },
+        rounds=25,
+    ),
+    "spo": Setting(method={"name": "spo", "kappa_ref": TAU}),
+    "spo_average": Setting(method={"name": "spo", "kappa_ref": 0.0}, tau=0.0),
+    "sppo": Setting(method={"name": "sppo", "eta": 2.0}, tau=0.0, rounds=25),
+    "dpo": Setting(method={"name": "dpo", "beta": BETAS[0]}),
+}
+
+
+class CountedOracle:
+    """Passes questions on and counts them."""
+
+    def __init__(self, oracle: Any) -> None:
+        self.oracle, self.calls = oracle, 0
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        """Probabilities [N] that ``left`` beats ``right``."""
+        self.calls += len(prompts)
+        return self.oracle.prefer(prompts, left, right)
+
+
+class Curve(TrainerCallback):
+    """Measures the gap now and then; the clock stands still meanwhile."""
+
+    def __init__(self, text: TextGame, tau: float, oracle: CountedOracle, *, every: int) -> None:
+        self.text, self.oracle, self.every = text, oracle, every
+        self.game, self.is_average = text.game(tau=tau), tau == 0.0
+        self.policies: list[Tensor] = []
+        self.points: list[dict[str, float]] = []
+        self.seconds, self.since = 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.measure(kwargs["model"])
+        self.since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.seconds += time.perf_counter() - self.since
+            self.measure(kwargs["model"])
+            self.since = time.perf_counter()
+
+    def measure(self, model: Any) -> None:
+        """Add a point."""
+        found = self.text.policy_XA(model)
+        self.policies.append(found.policy_XA)
+        policy_XA = torch.stack(self.policies).mean(0) if self.is_average else found.policy_XA
+        self.points.append(
+            {
+                "gap": float(self.game.duality_gap(policy_XA).mean()),
+                "outside": float(found.outside_X.mean()),
+                "oracle_calls": self.oracle.calls,
+                "seconds": round(self.seconds, 1),
+            }
+        )
+
+
+def arguments(folder: str, setting: Setting, **changes: Any) -> AlignmentArguments:
+    """The common arguments: a step asks every question once and takes four answers to each."""
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "per_device_train_batch_size": 30,
+        "num_completions": 4,
+        "opponent_completions": max(1, setting.opponents),
+        "temperature": setting.temperature,
+        "max_new_tokens": 20,
+        "max_prompt_length": 32,
+        "max_completion_length": 32,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return AlignmentArguments(**settings | changes)
+
+
+def play_online(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+    """The curve of a method that samples in every step."""
+    oracle = CountedOracle(text.oracle())
+    per_question = 4 * setting.opponents if setting.opponents else 6
+    stages = 2 if setting.method["name"] == "egpo" else 1
+    steps = BUDGET // (2 * 30 * per_question * stages)
+    trainer = PreferenceTrainer(
+        model=text.policy(),
+        ref_model=text.ref,
+        args=arguments(folder, setting, max_steps=steps),
+        train_dataset=text.rows(),
+        processing_class=text.tokenizer,
+        oracle=oracle,
+        method=setting.method,
+    )
+    curve = Curve(text, setting.tau, oracle, every=max(1, steps // POINTS) * stages)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(curve)
+    trainer.train()
+    curve.measure(trainer.model)
+    return curve.points
+
+
+def play_rounds(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+    """The curve of an iterative method: each round is a data set of the policy's own answers."""
+    oracle = CountedOracle(text.oracle())
+    copies = BUDGET // (2 * 30 * 6 * setting.rounds)
+    questions = encode_rows(text.rows(), text.tokenizer, max_prompt_length=32, max_completion_length=32).rows * copies
+    curve = Curve(text, setting.tau, oracle, every=1)
+    model, past = text.policy(), []
+    curve.measure(model)
+    for number in range(setting.rounds):
+        began = time.perf_counter()
+        policy = CausalLMPolicy(
+            model, text.tokenizer, stop_token_ids=stop_token_ids(text.tokenizer), temperature=1.0, max_new_tokens=20
+        )
+        generator = torch.Generator().manual_seed(number)
+        rows = sample_round(policy, questions, oracle, num_completions=4, batch_size=120, generator=generator)
+        start = copy.deepcopy(model)
+        trainer = PreferenceTrainer(
+            model=model,
+            ref_model=text.ref,
+            past_models=past,
+            args=arguments(folder, setting, max_steps=copies, seed=number, warmup_steps=2),
+            train_dataset=rows,
+            processing_class=text.tokenizer,
+            method=setting.method,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        past = [start, *past][:2]
+        curve.seconds += time.perf_counter() - began
+        curve.measure(model)
+    return curve.points
+
+
+def play_dpo(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+    """The curve of DPO at the beta that ends lowest; a comparison costs as much as a pair asked in both orders."""
+    steps = BUDGET // (2 * 30 * 6)
+    rows = text.preferences(30 * steps, num_completions=4, seed=0)
+    encoded = encode_rows(rows, text.tokenizer, max_prompt_length=32, max_completion_length=32).rows
+    curves = []
+    for beta in BETAS:
+        curve = Curve(text, setting.tau, CountedOracle(text.oracle()), every=max(1, steps // POINTS))
+        trainer = PreferenceTrainer(
+            model=text.policy(),
+            ref_model=text.ref,
+            args=arguments(folder, setting, max_steps=steps),
+            train_dataset=encoded,
+            processing_class=text.tokenizer,
+            method={**setting.method, "beta": beta},
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(curve)
+        trainer.train()
+        print(
+            f"dpo beta {beta:g}: {curve.points[-1]['gap'] / curve.points[0]['gap']:.1%} of the gap left",
+            file=sys.stderr,
+        )
+        curve.points[-1]["oracle_calls"] = BUDGET
+        curves.append(curve.points)
+    return min(curves, key=lambda points: points[-1]["gap"])
+
+
+def play(text: TextGame, name: str) -> list[dict[str, float]]:
+    """The curve of a method."""
+    setting = SETTINGS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "dpo":
+            return play_dpo(text, setting, folder)
+        return play_rounds(text, setting, folder) if setting.rounds else play_online(text, setting, folder)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(SETTINGS), help="names with commas between them")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--folder", type=Path, help="where the curves go")
+    options = parser.parse_args()
+    names = options.methods.split(",")
+    unknown = [name for name in names if name not in SETTINGS]
+    if unknown:
+        parser.error(f"--methods: expected some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
+    text = TextGame.build()
+    table = Table("method", "gap, start", "gap, end", "left", "outside", "oracle calls", "seconds", box=None)
+    rows = []
+    for name in names:
+        points = play(text, name)
+        if options.folder:
+            options.folder.mkdir(parents=True, exist_ok=True)
+            (options.folder / f"{name}.json").write_text(json.dumps(points) + "\n")
+        start, end = points[0], points[-1]
+        rows.append(
+            {
+                "method": name,
+                "gap_start": start["gap"],
+                "gap_end": end["gap"],
+                "oracle_calls": end["oracle_calls"],
+                "seconds": end["seconds"],
+            }
+        )
+        table.add_row(
+            name,
+            f"{start['gap']:.4f}",
+            f"{end['gap']:.4f}",
+            f"{end['gap'] / start['gap']:.1%}",
+            f"{end['outside']:.1%}",
+            f"{end['oracle_calls']:,.0f}",
+            f"{end['seconds']:.0f}",
+        )
+    if options.json:
+        print(json.dumps({"rows": rows}))
+    else:
+        Console(width=None if Console().is_terminal else 120).print(table)
+
+
+if __name__ == "__main__":
+    main()
