@@ -6,6 +6,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ from alignment.errors import UserError
 
 _SECONDS_TO_SETTLE = 1.0
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        folder: the run folder.
+        model_folder: the final model, in the ordinary Hugging Face (or, with LoRA, PEFT) format.
+        before: metrics on the held-out rows at the start, by name; empty without held-out rows.
+        after: the same at the end.
+    """
+
+    folder: Path
+    model_folder: Path
+    before: dict[str, float]
+    after: dict[str, float]
 
 
 def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
@@ -62,7 +80,7 @@ class RunFiles(TrainerCallback):
 
 # What may differ between a run and its continuation: how long, where, and what is seen of it.
 _FREE = re.compile(
-    r"output_dir|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
+    r"output_dir|schedule\.rounds|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
     r"|(logging|eval|save|hub|dataloader)_\w+|push_to_hub)"
 )
 

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -12,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from alignment import iterative
 from alignment.batches import rows_to_encode
 from alignment.checkpoints import last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
+from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
@@ -32,23 +32,6 @@ _ROUND_FROM_DATA = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run leaves.
-
-    Attributes:
-        folder: the run folder.
-        model_folder: the final model, in the ordinary Hugging Face (or, with LoRA, PEFT) format.
-        before: metrics on the held-out rows at the start, by name; empty without held-out rows.
-        after: the same at the end.
-    """
-
-    folder: Path
-    model_folder: Path
-    before: dict[str, float]
-    after: dict[str, float]
-
-
 def run(recipe: Recipe) -> RunResult:
     """Train by a recipe.
 
@@ -61,6 +44,8 @@ def run(recipe: Recipe) -> RunResult:
     Raises:
         UserError: for anything in the data or the recipe that cannot be trained on.
     """
+    if recipe.samples_in_rounds:
+        return iterative.run(recipe)
     method = recipe.build_method()
     if uses_deepspeed(recipe.training):
         check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())

@@ -3,60 +3,232 @@
 The data set holds the sampled tokens themselves: text that is encoded again may come out as other tokens, and then the
 samples are no longer those of the policy.
 
+With all pairs, or one i.i.d. pair, of answers of the policy the regressions of the iterative methods have the minimiser
+of their theory. Best against worst and the knockout tournament reproduce what papers do with many answers; their pairs
+are not i.i.d. and have another minimiser (Lemma 2 of the method notes).
+
 Shape letters: ``B`` prompts, ``G`` completions of a prompt.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
 from alignment.data import Comparison, EncodedRow, collate, prompt_text
-from alignment.oracles import preference_matrix
+from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.stages import prompts_only
 from alignment.types import Completions, Oracle
 
+_Z95 = 1.959964
 
-def sample_round(
+
+def answer_prompts(
     policy: CausalLMPolicy,
     prompts: Sequence[EncodedRow],
-    oracle: Oracle,
     *,
     num_completions: int,
     batch_size: int,
     generator: torch.Generator,
 ) -> tuple[EncodedRow, ...]:
-    """Answers of the policy at the start of a round, every pair of a prompt's answers compared.
-
-    With all pairs of i.i.d. answers the regressions of the iterative methods have the minimiser of their theory; a
-    selection such as best against worst has another one (Lemma 2 of the method notes).
+    """Answers of the policy, not compared yet.
 
     Args:
         policy: who answers.
-        prompts: encoded rows; a prompt that comes twice is answered twice.
-        oracle: who compares; each pair is asked in both orders.
+        prompts: encoded rows; what they hold besides a prompt is left out. A prompt that comes twice is answered twice.
         num_completions: answers to a prompt.
         batch_size: prompts answered at once.
         generator: seeds the answers.
-
-    Returns:
-        The rows in the order of the prompts, each with its answers and their comparisons.
     """
-    device = policy.model.device
     rows: list[EncodedRow] = []
-    for start in range(0, len(prompts), batch_size):
-        chunk = prompts[start : start + batch_size]
-        batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(device)
+    for chunk in _chunks(prompts, batch_size):
+        batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)
         answers = policy.sample(prompts_only(batch), num_completions=num_completions, generator=generator)
-        texts = policy.texts(answers)
-        prefs_BGG = preference_matrix(oracle, [prompt_text(item.row) for item in chunk], texts)
-        first, second = torch.triu_indices(num_completions, num_completions, offset=1).tolist()
-        for b, item in enumerate(chunk):
-            comparisons = tuple(Comparison(i, j, float(prefs_BGG[b, i, j])) for i, j in zip(first, second, strict=True))
-            row = replace(item.row, responses=tuple(texts[b]), comparisons=comparisons)
+        for b, (item, texts) in enumerate(zip(chunk, policy.texts(answers), strict=True)):
+            row = replace(item.row, responses=tuple(texts), comparisons=(), scores=None, panel=())
             rows.append(EncodedRow(prompt_ids=item.prompt_ids, completion_ids=_token_ids(answers, b), row=row))
     return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A round's data set.
+
+    Attributes:
+        rows: answers with their comparisons, in the order of the prompts.
+        skipped: reason -> sources of the prompts left out.
+    """
+
+    rows: tuple[EncodedRow, ...]
+    skipped: Mapping[str, tuple[str, ...]]
+
+
+_IDENTICAL = "answers all alike"
+_NO_WINNER = "the tournament's winner does not beat its loser"
+
+
+def compare_answers(
+    rows: Sequence[EncodedRow], oracle: Oracle, *, pairs: str = "all", batch_size: int, generator: torch.Generator
+) -> Compared:
+    """Ask the oracle about answers, and keep the pairs that are trained on.
+
+    Args:
+        rows: G answers to each prompt.
+        oracle: each pair is asked in both orders.
+        pairs: a name in :data:`SELECTIONS`.
+        batch_size: prompts asked about at once.
+        generator: chooses among pairs, where chance does.
+    """
+    select = SELECTIONS[pairs]
+    kept: list[EncodedRow] = []
+    skipped: dict[str, list[str]] = {}
+    alike = [len(set(item.row.responses)) == 1 for item in rows]
+    for chunk in _chunks([item for item, same in zip(rows, alike, strict=True) if not same], batch_size):
+        for item, selection in zip(chunk, select(chunk, oracle, generator), strict=True):
+            if selection is None:
+                skipped.setdefault(_NO_WINNER, []).append(item.row.source)
+            else:
+                kept.append(_with_pairs(item, selection))
+    sources = [item.row.source for item, same in zip(rows, alike, strict=True) if same]
+    found = {reason: tuple(where) for reason, where in skipped.items()}
+    return Compared(rows=tuple(kept), skipped={_IDENTICAL: tuple(sources)} | found if sources else found)
+
+
+Pairs = tuple[Comparison, ...]
+
+
+class Selection(Protocol):
+    """Pairs of each prompt that are trained on; ``None`` leaves the prompt out."""
+
+    def __call__(
+        self, rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator
+    ) -> list[Pairs | None]: ...
+
+
+def all_pairs(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+    """Every pair with its probability: G(G-1)/2 questions."""
+    prefs_BGG = preference_matrix(oracle, _prompts(rows), [item.row.responses for item in rows])
+    first, second = torch.triu_indices(prefs_BGG.shape[-1], prefs_BGG.shape[-1], offset=1).tolist()
+    return [
+        tuple(Comparison(i, j, float(prefs_GG[i, j])) for i, j in zip(first, second, strict=True))
+        for prefs_GG in prefs_BGG
+    ]
+
+
+def random_pair(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+    """One pair of i.i.d. answers with its probability: 1 question."""
+    drawn = [torch.randperm(len(item.row.responses), generator=generator)[:2].tolist() for item in rows]
+    wins = _beats(rows, oracle, [[(i, j)] for i, j in drawn])
+    return [(Comparison(i, j, p),) for (i, j), (p,) in zip(drawn, wins, strict=True)]
+
+
+def best_worst(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+    """The answers with the highest and the lowest mean win rate, the first named the winner: G(G-1)/2 questions."""
+    prefs_BGG = preference_matrix(oracle, _prompts(rows), [item.row.responses for item in rows])
+    means_BG = prefs_BGG.mean(-1)
+    # Where all are equal both would be the first answer.
+    return [
+        (Comparison(int(means_G.argmax()), int(means_G.argmin())),) if means_G.max() > means_G.min() else None
+        for means_G in means_BG
+    ]
+
+
+def knockout(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+    """A tournament of a power of two answers, among the losers as well, then one match of winner against loser.
+
+    arXiv 2407.00617, sec. 5: 8 answers take 4 + 3 + 3 + 1 = 11 questions; a tie goes to the first answer, and a prompt
+    whose winner does not beat its loser is left out.
+    """
+    opening = [[(i, i + 1) for i in range(0, len(item.row.responses), 2)] for item in rows]
+    wins = _beats(rows, oracle, opening)
+    winners = _advance(opening, wins, winner=True)
+    losers = _advance(opening, wins, winner=False)
+    while len(winners[0]) > 1:
+        draws = [_matches(group) for group in winners]
+        winners = _advance(draws, _beats(rows, oracle, draws), winner=True)
+        draws = [_matches(group) for group in losers]
+        losers = _advance(draws, _beats(rows, oracle, draws), winner=False)
+    final = [[(best, worst)] for (best,), (worst,) in zip(winners, losers, strict=True)]
+    return [
+        (Comparison(best, worst),) if p > 0.5 else None
+        for ((best, worst),), (p,) in zip(final, _beats(rows, oracle, final), strict=True)
+    ]
+
+
+SELECTIONS: Mapping[str, Selection] = MappingProxyType(
+    {"all": all_pairs, "random": random_pair, "best_worst": best_worst, "knockout": knockout}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WinRate:
+    """How often a policy's answer beats the reference's.
+
+    Attributes:
+        mean: over prompts, in [0, 1].
+        half_width: of the 95 % interval of the mean over prompts; infinite for a single prompt.
+        num_prompts: how many.
+    """
+
+    mean: float
+    half_width: float
+    num_prompts: int
+
+
+def win_rate(ours: Sequence[EncodedRow], theirs: Sequence[EncodedRow], oracle: Oracle) -> WinRate:
+    """Compare first answers to the same prompts."""
+    left, right = ([item.row.responses[0] for item in rows] for rows in (ours, theirs))
+    wins_N = ask(oracle, _prompts(ours), left, right)
+    spread = float(wins_N.std()) / math.sqrt(len(wins_N)) if len(wins_N) > 1 else math.inf
+    return WinRate(mean=float(wins_N.mean()), half_width=_Z95 * spread, num_prompts=len(wins_N))
+
+
+def _chunks(rows: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _prompts(rows: Sequence[EncodedRow]) -> list[str]:
+    return [prompt_text(item.row) for item in rows]
+
+
+def _beats(
+    rows: Sequence[EncodedRow], oracle: Oracle, matches: Sequence[Sequence[tuple[int, int]]]
+) -> list[list[float]]:
+    """Probability that the first of each match beats the second, for every prompt's matches."""
+    asked = [
+        (prompt, item.row.responses[i], item.row.responses[j])
+        for item, prompt, pairs in zip(rows, _prompts(rows), matches, strict=True)
+        for i, j in pairs
+    ]
+    answers = iter(ask(oracle, *(list(column) for column in zip(*asked, strict=True))).tolist())
+    return [[next(answers) for _ in pairs] for pairs in matches]
+
+
+def _matches(group: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(group[::2], group[1::2], strict=True))
+
+
+def _advance(
+    matches: Sequence[Sequence[tuple[int, int]]], wins: Sequence[Sequence[float]], *, winner: bool
+) -> list[list[int]]:
+    """Who goes on; a tie counts as won by the first."""
+    return [
+        [i if (p >= 0.5) == winner else j for (i, j), p in zip(pairs, outcome, strict=True)]
+        for pairs, outcome in zip(matches, wins, strict=True)
+    ]
+
+
+def _with_pairs(item: EncodedRow, pairs: Pairs) -> EncodedRow:
+    """The row with its comparisons; answers that none of them names are left out."""
+    named = sorted({index for comparison in pairs for index in (comparison.winner, comparison.loser)})
+    place = {index: position for position, index in enumerate(named)}
+    comparisons = tuple(replace(c, winner=place[c.winner], loser=place[c.loser]) for c in pairs)
+    row = replace(item.row, responses=tuple(item.row.responses[i] for i in named), comparisons=comparisons)
+    return replace(item, completion_ids=tuple(item.completion_ids[i] for i in named), row=row)
 
 
 def _token_ids(answers: Completions, b: int) -> tuple[tuple[int, ...], ...]:

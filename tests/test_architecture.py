@@ -18,7 +18,19 @@ PACKAGE = ROOT / "alignment"
 LAYERS = [
     {"errors", "types", "shapes", "functional", "telemetry"},
     {"methods", "games", "optim", "welfare", "cache"},
-    {"tabular", "protocol", "policies", "packing", "generation", "oracles", "data", "textgame", "tiny", "_trl_compat"},
+    {
+        "tabular",
+        "protocol",
+        "policies",
+        "packing",
+        "generation",
+        "oracles",
+        "data",
+        "textgame",
+        "tiny",
+        "artefacts",
+        "_trl_compat",
+    },
     {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},
     {"arguments", "launch", "batches", "checkpoints", "iterations", "trainer", "trainers"},
     {
@@ -27,6 +39,7 @@ LAYERS = [
         "models",
         "folders",
         "fitting",
+        "iterative",
         "loop",
         "ablation",
         "doctor",

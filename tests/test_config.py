@@ -511,14 +511,15 @@ ROUND = OFFLINE.replace("name: dpo, beta: 0.1", "name: inpo, tau: 0.001, eta: 0.
 
 
 def test_a_first_round_from_a_data_set(write: Write) -> None:
-    """An iterative method may take its first round from pairs; that is the only round yet, and others know none."""
+    """An iterative method may take a round from pairs; it is the only one then, and other methods know none."""
     first = ["schedule={kind: iterative, rounds: 1, first: dataset}"]
     recipe = load_recipe(write(ROUND), first).recipe
     assert (recipe.schedule.rounds, recipe.schedule.first) == (1, "dataset")
     assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
     assert "needs schedule 'iterative'" in errors_of(write(ROUND))[0]
-    assert "got 1 and 'rollout'" in errors_of(write(ROUND), ["schedule={kind: iterative}"])[0]
-    assert "got 2 and 'dataset'" in errors_of(write(ROUND), [*first, "schedule.rounds=2"])[0]
+    assert "an oracle that answers on fresh samples" in errors_of(write(ROUND), ["schedule={kind: iterative}"])[0]
+    twice = errors_of(write(ROUND), [*first, "schedule.rounds=2"])[0]
+    assert "schedule.rounds: expected 1 with schedule.first = 'dataset', got 2" in twice
     assert errors_of(write(OFFLINE), ["schedule.first=dataset"]) == [
         "method 'dpo' knows no rounds and reads no 'schedule.first'; remove it (schedule.first=null)"
     ]

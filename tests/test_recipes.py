@@ -17,7 +17,7 @@ RECIPES = [path.as_posix() for path in shipped_recipes()]
 # Folders of commands; all others are methods, or hold methods.
 COMMANDS = {"sft": load_sft_recipe, "reward": load_reward_recipe}
 OF_METHODS = [name for name in RECIPES if name.partition("/")[0] not in COMMANDS]
-VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES")
+VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES", "PROMPTS", "JUDGE")
 
 
 @pytest.fixture(autouse=True)

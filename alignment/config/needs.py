@@ -1,6 +1,6 @@
 """What a method needs against what a recipe offers, decided before any model is loaded."""
 
-from alignment.config.schema import Recipe, ScheduleSpec
+from alignment.config.schema import Recipe
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
 from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Previous, Solution
@@ -63,7 +63,7 @@ def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
 
 def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Schedule and oracle in one line, then the data."""
-    samples = needs.samples_in_batches
+    samples = needs.samples_in_batches or recipe.samples_in_rounds
     wanted, found = [], []
     if _ORDER.index(recipe.schedule.kind) < _ORDER.index(needs.schedule):
         wanted.append(f"schedule '{needs.schedule}'")
@@ -88,7 +88,7 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
         )
     if not samples and recipe.data.preferences is None:
         problems.append(f"method '{name}' reads its responses: it needs data.preferences; the recipe has data.prompts")
-    problems += _round_problems(name, needs, recipe.schedule)
+    problems += _round_problems(name, needs, recipe)
     if needs.sampler == "dataset" and recipe.schedule.kind != "offline":
         problems.append(
             f"method '{name}' learns from a fixed data set: expected schedule.kind = 'offline', "
@@ -97,20 +97,42 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     return problems
 
 
-def _round_problems(name: str, needs: Needs, schedule: ScheduleSpec) -> list[str]:
-    """Rounds: only an iterative method has some, and for now the first one, from a data set."""
+def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
+    """Rounds: only an iterative method has some; a round from a data set is the only one."""
+    schedule, sampling = recipe.schedule, recipe.sampling
     if needs.schedule != "iterative":
-        given = sorted({"rounds", "first"} & schedule.model_fields_set)
+        given = sorted({"rounds", "first", "pairs", "prompts"} & schedule.model_fields_set)
         return [
             f"method '{name}' knows no rounds and reads no 'schedule.{key}'; remove it (schedule.{key}=null)"
             for key in given
         ]
-    if schedule.kind == "iterative" and (schedule.rounds, schedule.first) != (1, "dataset"):
-        return [
-            f"method '{name}': rounds that sample from the policy are not available on language models yet; expected "
-            f"schedule.rounds = 1 and schedule.first = 'dataset', got {schedule.rounds} and '{schedule.first}'"
+    if schedule.kind != "iterative":
+        return []
+    if schedule.first == "dataset":
+        problems = [
+            f"schedule.{key}: a round from a data set samples nothing; remove it (schedule.{key}=null)"
+            for key in sorted({"pairs", "prompts"} & schedule.model_fields_set)
         ]
-    return []
+        if schedule.rounds != 1:
+            problems.append(
+                f"schedule.rounds: expected 1 with schedule.first = 'dataset', got {schedule.rounds}; sample the later "
+                "rounds by a recipe with schedule.first = 'rollout' that starts from this one's model"
+            )
+        return problems
+    problems = []
+    if sampling.engine != "transformers":
+        problems.append(f"sampling.engine: rounds sample with 'transformers', got '{sampling.engine}'")
+    if sampling.num_completions < 2:
+        problems.append(
+            f"sampling.num_completions: expected at least 2 answers to compare, got {sampling.num_completions}"
+        )
+    is_power = sampling.num_completions & (sampling.num_completions - 1) == 0
+    if schedule.pairs == "knockout" and not (sampling.num_completions >= 2 and is_power):
+        problems.append(
+            f"sampling.num_completions: expected a power of two for schedule.pairs = 'knockout', got "
+            f"{sampling.num_completions}"
+        )
+    return problems
 
 
 def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
@@ -125,7 +147,7 @@ def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
 
 def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Blocks that nothing would read."""
-    if needs.samples_in_batches:
+    if needs.samples_in_batches or recipe.samples_in_rounds:
         return []
     given = {"oracle": recipe.oracle is not None, "sampling": "sampling" in recipe.model_fields_set}
     return [

@@ -286,12 +286,20 @@ class SamplingSpec(Block):
 class ScheduleSpec(Block):
     """Who makes the data: nobody (offline), the policy once a round (iterative), the policy in every batch (online).
 
-    ``first: dataset`` takes the first round's responses and feedback from ``data.preferences``.
+    Attributes:
+        kind: offline, iterative or online.
+        rounds: of an iterative method; raised later, a run goes on.
+        first: ``dataset`` takes the first and only round's responses and feedback from ``data.preferences``.
+        pairs: which pairs of a prompt's answers are compared and trained on: all, one at random, the best against the
+            worst, or a knockout tournament. The theory is about the first two.
+        prompts: ``all`` of them in every round, or ``split`` evenly over the rounds.
     """
 
     kind: Literal["offline", "iterative", "online"]
     rounds: int = Field(default=1, gt=0)
     first: Literal["rollout", "dataset"] = "rollout"
+    pairs: Literal["all", "random", "best_worst", "knockout"] = "all"
+    prompts: Literal["all", "split"] = "all"
 
 
 class AnchorsSpec(Block):
@@ -330,6 +338,15 @@ class Recipe(Block):
             raise ValueError(f"expected {' and '.join(missing)} with early_stopping".replace("True", "true"))
         return self
 
+    @property
+    def samples_in_rounds(self) -> bool:
+        """Whether each round's responses are sampled from the policy at its start."""
+        return (
+            self.schedule.kind == "iterative"
+            and self.schedule.first == "rollout"
+            and self.build_method().needs.schedule == "iterative"
+        )
+
     def build_method(self) -> Method:
         """The method with its options."""
         return build_method(self.method)
@@ -341,13 +358,15 @@ class Recipe(Block):
         tree["method"] = dict(self.method)
         if self.oracle is not None:
             tree["oracle"] = dict(self.oracle)
-        if not self.build_method().needs.samples_in_batches:
+        if not (self.build_method().needs.samples_in_batches or self.samples_in_rounds):
             del tree["sampling"]
         if not self.anchors.store:
             del tree["anchors"]
         tree["data"] = plain_data(tree["data"])
         if self.build_method().needs.schedule != "iterative":
             tree["schedule"] = {"kind": self.schedule.kind}
+        elif not self.samples_in_rounds:
+            tree["schedule"] = {key: tree["schedule"][key] for key in ("kind", "rounds", "first")}
         return dump_yaml(_plain(tree))
 
 

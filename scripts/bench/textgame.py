@@ -31,7 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 from alignment.arguments import AlignmentArguments
 from alignment.data import encode_rows, stop_token_ids
 from alignment.policies import CausalLMPolicy
-from alignment.rounds import sample_round
+from alignment.rounds import answer_prompts, compare_answers
 from alignment.textgame import TextGame
 from alignment.trainer import PreferenceTrainer
 
@@ -40,7 +40,7 @@ BUDGET = 360_000
 BETAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 POINTS = 20
 # Mirror descent step of the rounds; larger ones circle around this game's equilibrium.
-STEP = 0.12
+STEP = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,8 @@ def play_rounds(text: TextGame, setting: Setting, folder: str) -> list[dict[str,
             model, text.tokenizer, stop_token_ids=stop_token_ids(text.tokenizer), temperature=1.0, max_new_tokens=20
         )
         generator = torch.Generator().manual_seed(number)
-        rows = sample_round(policy, questions, oracle, num_completions=4, batch_size=120, generator=generator)
+        answers = answer_prompts(policy, questions, num_completions=4, batch_size=120, generator=generator)
+        rows = compare_answers(answers, oracle, batch_size=120, generator=generator).rows
         start = copy.deepcopy(model)
         trainer = PreferenceTrainer(
             model=model,

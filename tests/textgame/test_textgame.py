@@ -33,20 +33,20 @@ def text(world: World) -> TextGame:
 
 
 def test_the_crowd_goes_round_in_a_circle(world: World) -> None:
-    """With all else equal a tone beats the next one of its circle: 4 of 5 schools, and half of the indifferent rest."""
+    """With all else equal a tone beats the next of its circle: 4 of 5 schools say so, the minority does not mind."""
     prefs_XAA = world.prefs_XAA(world.weights_S)
     for x, direction in ((0, 1), (5, -1)):
         plain = [CHOICES.index(((x + direction * d) % 5, 0, 0, 0)) for d in range(5)]
         wins = [float(prefs_XAA[x, plain[(d + 4) % 5], plain[d]]) for d in range(5)]
         # Neighbours differ by half a unit, a school's first and last tone by 2: logits 2 and -8.
-        expected = 0.8 * (4 * 0.880797 + 0.000335) / 5 + 0.2 * 0.5
+        expected = 0.88 * (4 * 0.880797 + 0.000335) / 5 + 0.12 * 0.5
         assert wins == pytest.approx([expected] * 5, abs=1e-5) and expected > 0.66
 
 
 def test_the_minority_wants_the_opposite_of_the_schools_detail(world: World) -> None:
     games = {name: world.prefs_XAA(weights_S) for name, weights_S in world.groups().items()}
     brief, long = CHOICES.index((0, 0, 0, 0)), CHOICES.index((0, 0, 2, 0))
-    assert (games["schools"][:, long, brief] > 0.9).all()
+    assert (games["schools"][:, long, brief] > 0.8).all()
     assert (games["minority"][:, long, brief] < 0.1).all()
     cautious = CHOICES.index((0, 2, 0, 0))
     assert (games["minority"][:, cautious, brief] > 0.9).all()

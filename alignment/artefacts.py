@@ -1,0 +1,120 @@
+"""What the stages of a run leave: a file or a folder, and a manifest that says what made it.
+
+A stage that finds its manifest is finished. A manifest of something else is refused, with what differs: an artefact is
+never used for another recipe than the one it was made by.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.data import Comparison, EncodedRow, Row, Turn
+from alignment.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A stage's result on disk.
+
+    Attributes:
+        path: the file or the folder; the manifest stands beside it, with the suffix ``.manifest.json``.
+        made_by: what decides its content, as JSON can hold it; the fingerprint of an earlier artefact among it.
+    """
+
+    path: Path
+    made_by: Mapping[str, Any]
+
+    @property
+    def manifest(self) -> Path:
+        """Where the manifest is."""
+        return self.path.with_name(f"{self.path.name}.manifest.json")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what made it."""
+        return hashlib.sha256(json.dumps(self.made_by, sort_keys=True).encode()).hexdigest()
+
+    def is_finished(self) -> bool:
+        """Whether it is there, and was made by the same.
+
+        Raises:
+            UserError: if it was made by something else, naming it.
+        """
+        if not (self.path.exists() and self.manifest.exists()):
+            return False
+        before = dict(_leaves(json.loads(self.manifest.read_text())["made_by"]))
+        now = dict(_leaves(json.loads(json.dumps(self.made_by))))
+        differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        if differing:
+            said = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing)
+            raise UserError(
+                f"{self.path}: made by other values of {said}; set them back, delete it and what was made of it, or "
+                "start anew in another output_dir"
+            )
+        return True
+
+    def finish(self, **notes: Any) -> None:
+        """Write the manifest, which says that the artefact is whole."""
+        content = {"fingerprint": self.fingerprint, "made_by": dict(self.made_by), **notes}
+        partial = self.manifest.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.rename(self.manifest)
+
+    def notes(self) -> dict[str, Any]:
+        """What :meth:`finish` was told."""
+        return dict(json.loads(self.manifest.read_text()))
+
+
+def write_rows(path: Path, rows: Sequence[EncodedRow]) -> None:
+    """Rows as JSON lines: token ids, texts, comparisons."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for item in rows:
+            record = {
+                "source": item.row.source,
+                "weight": item.row.weight,
+                "prompt": [asdict(turn) for turn in item.row.prompt],
+                "responses": item.row.responses,
+                "comparisons": [asdict(comparison) for comparison in item.row.comparisons],
+                "prompt_ids": item.prompt_ids,
+                "completion_ids": item.completion_ids,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    partial.rename(path)
+
+
+def read_rows(path: Path) -> tuple[EncodedRow, ...]:
+    """What :func:`write_rows` wrote.
+
+    Raises:
+        UserError: for a damaged line, with its number.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                row = Row(
+                    prompt=tuple(Turn(**turn) for turn in record["prompt"]),
+                    responses=tuple(record["responses"]),
+                    comparisons=tuple(Comparison(**comparison) for comparison in record["comparisons"]),
+                    weight=record["weight"],
+                    source=record["source"],
+                )
+                completions = tuple(tuple(ids) for ids in record["completion_ids"])
+                rows.append(EncodedRow(prompt_ids=tuple(record["prompt_ids"]), completion_ids=completions, row=row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path}:{number}: expected a row of this run, got {error!r}; delete the file"
+                ) from None
+    return tuple(rows)
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict) or not tree:
+        return [(prefix.removesuffix("."), tree)]
+    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
