@@ -1,6 +1,6 @@
 """All methods on the text game, from sampled answers only: the exact duality gap against oracle calls and seconds.
 
-    python scripts/bench/textgame.py                              # a table; half an hour on one core
+    python scripts/bench/textgame.py                              # a table; an hour on one core
     python scripts/bench/textgame.py --methods egpo,online_ipo    # some of them
     python scripts/bench/textgame.py --json                       # the table as one line of JSON
     python scripts/bench/textgame.py --folder runs/textgame       # and the curves, a JSON file for each method
@@ -198,7 +198,7 @@ def play_rounds(text: TextGame, setting: Setting, folder: str) -> list[dict[str,
             model=model,
             ref_model=text.ref,
             past_models=past,
-            args=arguments(folder, setting, max_steps=copies, seed=number, warmup_steps=2),
+            args=arguments(folder, setting, max_steps=2 * copies, seed=number, warmup_steps=2),
             train_dataset=rows,
             processing_class=text.tokenizer,
             method=setting.method,

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["online_ipo", "inpo"])
 def test_a_method_closes_nine_tenths_of_its_gap(name: str) -> None:
     """An online and an iterative method end at most at a tenth of the regularised gap they start with."""
