@@ -44,8 +44,8 @@ def run(recipe: Recipe) -> RunResult:
     args = build_arguments(recipe)
     if args.world_size > 1:
         raise UserError(
-            f"schedule.kind: rounds run on one process for now, the launch has {args.world_size}; a round from a data set "
-            "(schedule.first: dataset) runs on many"
+            f"schedule.kind: rounds run on one process for now, the launch has {args.world_size}; a round from a data "
+            "set (schedule.first: dataset) runs on many"
         )
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml())
