@@ -2,17 +2,23 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.errors import UserError
 from alignment.policies import Scores, score
-from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Previous
+from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
+from alignment.weights import TrainableWeights
+
+FrozenPolicy = nn.Module | TrainableWeights
+"""A policy that does not move: a model, or weights that take the place of the trained ones."""
 
 
 class AnchorSet:
@@ -24,17 +30,20 @@ class AnchorSet:
     copy of the policy. The behaviour policy is the policy itself at the time when it sampled: log-probs are taken
     before its next step.
 
+    Copies of a LoRA policy hold its adapter alone and take its place in the one base model when they are asked.
+
     Args:
         needs: which anchors the loss reads.
         model: the policy, not wrapped for distribution.
         ref_model: the reference, or ``None``.
         past_models: policies at the start of earlier rounds, the latest first; where they end, the earliest one stands
             for all that would come before it.
+        players: the other players' policies by name, for a method that reads them.
         copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
             right only until its first step.
 
     Raises:
-        UserError: for a kind of anchor that only the loop over rounds can supply.
+        UserError: for a player that is missing, or a kind of anchor that nobody supplies.
     """
 
     def __init__(
@@ -43,13 +52,14 @@ class AnchorSet:
         model: nn.Module,
         ref_model: nn.Module | None = None,
         *,
-        past_models: Sequence[nn.Module] = (),
+        past_models: Sequence[FrozenPolicy] = (),
+        players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         copies_start: bool = True,
     ) -> None:
         self._policy = model
-        self._start: nn.Module | None = None if copies_start else model
+        self._start: FrozenPolicy | None = None if copies_start else model
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
-        self._copies: dict[str, nn.Module] = {}
+        self._copies: dict[str, FrozenPolicy] = {}
         self._decays: dict[str, float] = {}
         self.names: tuple[str, ...] = ()
         for spec in needs.anchors:
@@ -58,23 +68,28 @@ class AnchorSet:
                 self._decays[spec.name] = spec.decay
             elif isinstance(spec, Frozen):
                 if ref_model is not None:
-                    self._copies[spec.name] = ref_model.eval().requires_grad_(False)
+                    self._copies[spec.name] = _frozen(ref_model)
                 elif not isinstance(model, PeftModel):
                     self._copies[spec.name] = self._frozen_start()
             elif isinstance(spec, Previous | Past):
                 if not _is_base(model):
                     self._copies |= dict.fromkeys(spec.columns(), self._frozen_start())
                 if past_models and isinstance(spec, Past):
-                    older = [module.eval().requires_grad_(False) for module in past_models]
+                    older = [_frozen(policy) for policy in past_models]
                     columns = spec.columns()[1:]
                     self._copies |= {name: older[min(j, len(older) - 1)] for j, name in enumerate(columns)}
+            elif isinstance(spec, Player):
+                if spec.name not in players:
+                    present = ", ".join(sorted(players)) or "none"
+                    raise UserError(f"the method reads the player '{spec.name}'; the players besides it: {present}")
+                self._copies[spec.name] = _frozen(players[spec.name])
             elif not isinstance(spec, Behaviour):
                 raise UserError(
                     f"anchor '{spec.name}': expected a frozen or slowly moving policy, got {type(spec).__name__}"
                 )
             self.names += spec.columns()
 
-    def _frozen_start(self) -> nn.Module:
+    def _frozen_start(self) -> FrozenPolicy:
         if self._start is None:
             self._start = _frozen_copy(self._policy)
         return self._start
@@ -86,19 +101,19 @@ class AnchorSet:
 
     def fingerprint(self, name: str) -> str:
         """A hash of the weights behind a name: of the base model alone where its adapter is disabled."""
-        module = self._copies.get(name, self._policy)
         is_base = name not in self._copies and name not in self._behaviour
         digest = hashlib.sha256()
-        for key, tensor in sorted(module.state_dict().items()):
-            if not tensor.numel():
-                raise UserError(
-                    f"expected whole weights to store log-probs of '{name}', found '{key}' partitioned over processes; "
-                    "set zero3_init_flag: false in the launcher's configuration"
-                )
-            if not (is_base and "lora_" in key):
-                digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                # As bytes: numpy knows no bfloat16.
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        with self.model(name) as module:
+            for key, tensor in sorted(module.state_dict().items()):
+                if not tensor.numel():
+                    raise UserError(
+                        f"expected whole weights to store log-probs of '{name}', found '{key}' partitioned over "
+                        "processes; set zero3_init_flag: false in the launcher's configuration"
+                    )
+                if not (is_base and "lora_" in key):
+                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    # As bytes: numpy knows no bfloat16.
+                    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -110,12 +125,16 @@ class AnchorSet:
     @contextmanager
     def model(self, name: str) -> Iterator[nn.Module]:
         """The module behind a name ("policy" is the one in training); inside the context it acts as that policy."""
-        if name in self._copies and self._copies[name] is not self._policy:
-            yield self._copies[name]
+        held = self._copies.get(name)
+        if isinstance(held, nn.Module) and held is not self._policy:
+            yield held
             return
         was_training = self._policy.training
         self._policy.eval()
-        if name in self._behaviour or name in self._copies or name == "policy":
+        if isinstance(held, TrainableWeights):
+            with held.in_place(self._policy):
+                yield self._policy
+        elif name in self._behaviour or name in self._copies or name == "policy":
             yield self._policy
         else:
             # No copy: a LoRA policy without its adapter is the reference.
@@ -137,13 +156,10 @@ class AnchorSet:
             scores[name] = scored[policy]
         return scores
 
-    @torch.no_grad()
     def advance(self) -> None:
         """Move the slow targets: ``target <- decay * target + (1 - decay) * policy``."""
         for name, decay in self._decays.items():
-            policy = dict(self._policy.named_parameters())
-            for parameter_name, slow in self._copies[name].named_parameters():
-                slow.lerp_(policy[parameter_name].to(slow), 1.0 - decay)
+            _move_towards(self._copies[name], self._policy, 1.0 - decay)
 
     def unread(self) -> "AnchorSet":
         """What is left once the log-probs of every anchor are known: no copies, and the base of an adapter by name."""
@@ -154,12 +170,16 @@ class AnchorSet:
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Weights of the slow targets; frozen policies are not part of a checkpoint."""
-        return {name: self._copies[name].state_dict() for name in self._decays}
+        return {name: _weights_of(self._copies[name]) for name in self._decays}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Load the slow targets."""
         for name, weights in state.items():
-            self._copies[name].load_state_dict(weights)
+            target = self._copies[name]
+            if isinstance(target, TrainableWeights):
+                target.load(weights)
+            else:
+                target.load_state_dict(weights)
 
 
 def _is_base(model: nn.Module) -> bool:
@@ -169,5 +189,26 @@ def _is_base(model: nn.Module) -> bool:
     )
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
+def _frozen(policy: FrozenPolicy) -> FrozenPolicy:
+    return policy if isinstance(policy, TrainableWeights) else policy.eval().requires_grad_(False)
+
+
+def _frozen_copy(model: nn.Module) -> FrozenPolicy:
+    # Under ZeRO-3 parameters are handles of partitions, which cannot be exchanged.
+    if isinstance(model, PeftModel) and not is_deepspeed_zero3_enabled():
+        return TrainableWeights(model)
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _weights_of(policy: FrozenPolicy) -> dict[str, Any]:
+    return policy.values if isinstance(policy, TrainableWeights) else policy.state_dict()
+
+
+@torch.no_grad()
+def _move_towards(slow: FrozenPolicy, model: nn.Module, share: float) -> None:
+    if isinstance(slow, TrainableWeights):
+        slow.move_towards(model, share)
+        return
+    policy = dict(model.named_parameters())
+    for name, parameter in slow.named_parameters():
+        parameter.lerp_(policy[name].to(parameter), share)

@@ -26,6 +26,8 @@ class AlignmentArguments(TrainingArguments):
         opponent_temperature: of the opponent's sampler.
         opponent_completions: responses of the opponent for a prompt.
         top_k: of both samplers: keep the k most likely tokens; ``None`` for all.
+        steps_per_rollout: optimizer steps on one rollout, for a method that allows it; an iteration is that many.
+        average_decay: keep an average of the policy's weights over iterations; 1 is the plain mean.
         max_prompt_length: the longest prompt, in tokens; longer ones are skipped and counted.
         max_completion_length: the longest response that is read from data, in tokens; longer ones are cut and counted.
         store_anchors: compute the log-probs of frozen policies once for a data set, before training, and keep them on
@@ -42,6 +44,8 @@ class AlignmentArguments(TrainingArguments):
     opponent_temperature: float = 1.0
     opponent_completions: int = 1
     top_k: int | None = None
+    steps_per_rollout: int = 1
+    average_decay: float | None = None
     max_prompt_length: int = 512
     max_completion_length: int = 512
     store_anchors: bool = False
@@ -81,10 +85,13 @@ def _sampling_problems(args: AlignmentArguments) -> list[str]:
             problems.append(
                 f"{name}: expected a finite number above 0 (infinite for enumerated responses), got {value}"
             )
+    if args.average_decay is not None and not 0 <= args.average_decay <= 1:
+        problems.append(f"average_decay: expected a number in [0, 1], got {args.average_decay}")
     for name in (
         "num_completions",
         "opponent_completions",
         "max_new_tokens",
+        "steps_per_rollout",
         "max_prompt_length",
         "max_completion_length",
     ):

@@ -61,14 +61,14 @@ class Collator:
 
 
 class StagedSampler(Sampler[int]):
-    """Shuffled indices in chunks of one effective batch; each chunk comes once per stage, so stages share prompts.
+    """Shuffled indices in chunks of one effective batch; each chunk comes once for every step of an iteration.
 
     Rows that do not fill the last chunk of an epoch are left for the next shuffle.
 
     Args:
         dataset: its length counts.
         chunk: rows of an effective batch, over accumulation and ranks.
-        stages: gradient evaluations per iteration.
+        repeats: optimizer steps of an iteration, which share their prompts.
         seed: of the shuffle.
         epoch: gives the current epoch, so that a resumed run shuffles alike.
 
@@ -77,20 +77,20 @@ class StagedSampler(Sampler[int]):
     """
 
     def __init__(
-        self, dataset: Sequence[EncodedRow], *, chunk: int, stages: int, seed: int, epoch: Callable[[], int]
+        self, dataset: Sequence[EncodedRow], *, chunk: int, repeats: int, seed: int, epoch: Callable[[], int]
     ) -> None:
         if len(dataset) < chunk:
             raise UserError(f"expected at least {chunk} prompts, one effective batch, got {len(dataset)}")
-        self.num_rows, self.chunk, self.stages, self.seed, self.epoch = len(dataset), chunk, stages, seed, epoch
+        self.num_rows, self.chunk, self.repeats, self.seed, self.epoch = len(dataset), chunk, repeats, seed, epoch
 
     def __len__(self) -> int:
-        return self.num_rows // self.chunk * self.chunk * self.stages
+        return self.num_rows // self.chunk * self.chunk * self.repeats
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch())
         order = torch.randperm(self.num_rows, generator=generator).tolist()
         for start in range(0, self.num_rows - self.chunk + 1, self.chunk):
-            for _ in range(self.stages):
+            for _ in range(self.repeats):
                 yield from order[start : start + self.chunk]
 
 

@@ -1,4 +1,4 @@
-"""Iterations of several optimizer steps: counted, scheduled, and rounded to, so that no stage is taken for a whole."""
+"""Iterations of several optimizer steps: counted, scheduled, and rounded to, so that no part is taken for a whole."""
 
 import copy
 import math
@@ -9,9 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
+from alignment.weights import TrainableWeights
 
 
-def count_stages(args: AlignmentArguments, stages: int) -> AlignmentArguments:
+def count_steps(args: AlignmentArguments, steps: int) -> AlignmentArguments:
     """A copy whose counts are optimizer steps instead of iterations. Fractions below 1 and "not set" stay.
 
     Warm-up stays as well: the scheduler is built for iterations.
@@ -20,20 +21,20 @@ def count_stages(args: AlignmentArguments, stages: int) -> AlignmentArguments:
     for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"):
         value = vars(args)[name]
         if value is not None and value >= 1:
-            setattr(args, name, value * stages)
+            setattr(args, name, value * steps)
     return args
 
 
-def per_iteration(function: Callable[[int], float], stages: int) -> Callable[[int], float]:
+def per_iteration(function: Callable[[int], float], steps: int) -> Callable[[int], float]:
     """A schedule of optimizer steps read at iterations. A plain function, which schedulers leave out of checkpoints."""
-    return lambda step: function(step // stages)
+    return lambda step: function(step // steps)
 
 
 class WholeIterations(TrainerCallback):
     """Rounds intervals given as fractions of a run up to whole iterations: a policy between stages is not one."""
 
-    def __init__(self, stages: int) -> None:
-        self.stages = stages
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.logging_steps = self._rounded(state.logging_steps)
@@ -41,7 +42,7 @@ class WholeIterations(TrainerCallback):
         state.save_steps = self._rounded(state.save_steps)
 
     def _rounded(self, steps: float | None) -> int | None:
-        return None if steps is None else math.ceil(steps / self.stages) * self.stages
+        return None if steps is None else math.ceil(steps / self.steps) * self.steps
 
 
 class AdvanceAnchors(TrainerCallback):
@@ -53,3 +54,27 @@ class AdvanceAnchors(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.steps_between == 0:
             self.anchors.advance()
+
+
+class KeepAverage(TrainerCallback):
+    """Averages the policy's weights over iterations, the start among them.
+
+    ``average <- average + share (policy - average)``, ``share = max(1 - decay, 1 / (iterations + 1))``: the plain mean
+    of all policies at first, an exponential one later. It stands for the average policy that some theory is about; an
+    average of weights is that only to first order.
+
+    Args:
+        average: the weights at the start.
+        decay: in [0, 1]; 1 is the plain mean to the end.
+        steps: optimizer steps of an iteration.
+    """
+
+    def __init__(self, average: TrainableWeights, *, decay: float, steps: int) -> None:
+        self.average, self.decay, self.steps = average, decay, steps
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        iterations, between = divmod(state.global_step, self.steps)
+        if between == 0:
+            self.average.move_towards(model, max(1.0 - self.decay, 1.0 / (iterations + 1)))

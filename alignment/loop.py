@@ -95,10 +95,16 @@ def run(recipe: Recipe) -> RunResult:
     after = trainer.evaluate() if eval_set else {}
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))
+    averaged = {}
+    if trainer.average is not None:
+        with trainer.average.in_place(trainer.model):
+            averaged = _without_prefix(trainer.evaluate()) if eval_set else {}
+            trainer.save_model(str(folder / "average"))
     before, after = _without_prefix(before), _without_prefix(after)
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
     if is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        summary = {"before": before, "after": after} | ({"average": averaged} if averaged else {})
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         (model_folder / "README.md").write_text(_model_card(recipe, method, result))
         _print_summary(result, console)
         if args.push_to_hub:

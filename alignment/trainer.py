@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from transformers import (
     TrainerControl,
 )
 
-from alignment.anchors import AnchorSet
+from alignment.anchors import AnchorSet, FrozenPolicy
 from alignment.arguments import AlignmentArguments
 from alignment.batches import Collator, EncodedRows, StagedSampler, blanks_filled, check_feedback, rows_to_encode
 from alignment.checkpoints import STATE_FILE, last_checkpoint
@@ -35,7 +36,7 @@ from alignment.data import (
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
 from alignment.groups import GroupWelfare, check_panel
-from alignment.iterations import AdvanceAnchors, WholeIterations, count_stages, per_iteration
+from alignment.iterations import AdvanceAnchors, KeepAverage, WholeIterations, count_steps, per_iteration
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
@@ -54,6 +55,7 @@ from alignment.stages import (
 )
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Method, Oracle
+from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,9 @@ _KL_PROMPTS = 32
 class PreferenceTrainer(Trainer):
     """Trains any method: the card says what the loss needs, and this loop supplies it.
 
-    An iteration has as many optimizer steps as the method has stages. ``max_steps``, warm-up, logging, saving and
-    evaluation in ``args`` count iterations; ``state.global_step`` counts optimizer steps.
+    An iteration has as many optimizer steps as the method has stages, or as ``args.steps_per_rollout`` says.
+    ``max_steps``, warm-up, logging, saving and evaluation in ``args`` count iterations; ``state.global_step`` counts
+    optimizer steps.
 
     Args:
         model: the policy.
@@ -80,6 +83,7 @@ class PreferenceTrainer(Trainer):
         method_options: options of a facade's method.
         callbacks: of transformers.
         past_models: policies at the start of earlier rounds, the latest first, for a method that reads them.
+        players: the other players' policies by name, for a method that reads them.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
     Raises:
@@ -101,7 +105,8 @@ class PreferenceTrainer(Trainer):
         method: Method | Mapping[str, Any] | None = None,
         method_options: Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        past_models: Sequence[nn.Module] = (),
+        past_models: Sequence[FrozenPolicy] = (),
+        players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         self.method = self._resolve_method(method, method_options)
@@ -119,6 +124,13 @@ class PreferenceTrainer(Trainer):
         if args.deepspeed_plugin is not None:
             check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
         self.sampling = args.sampling()
+        if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
+            raise UserError(
+                f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
+                "would be about samples of a policy that is gone; more need one that reads the behaviour's log-probs"
+            )
+        # Optimizer steps of an iteration.
+        self._steps = self.needs.stages * args.steps_per_rollout
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -126,7 +138,7 @@ class PreferenceTrainer(Trainer):
         check_feedback(train_rows, self.needs)
         super().__init__(
             model=model,
-            args=count_stages(args, self.needs.stages),
+            args=count_steps(args, self._steps),
             data_collator=Collator(processing_class.pad_token_id),
             train_dataset=EncodedRows(train_rows),
             eval_dataset=EncodedRows(self._encode(eval_dataset, processing_class, args)) if eval_dataset else None,
@@ -137,12 +149,17 @@ class PreferenceTrainer(Trainer):
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.anchors = self._make_anchors(ref_model, past_models)
-        self.add_callback(WholeIterations(self.needs.stages))
-        self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
+        self.anchors = self._make_anchors(ref_model, past_models, players)
+        self.add_callback(WholeIterations(self._steps))
+        self.add_callback(AdvanceAnchors(self.anchors, steps_between=self._steps * self.needs.inner_steps))
+        self.average: TrainableWeights | None = None
+        if args.average_decay is not None:
+            self.average = TrainableWeights(self.model)
+            self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self._steps))
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
-        # The last stage: the first batch begins an iteration.
-        self._stage = self.needs.stages - 1
+        # The last step of an iteration: the first batch begins one.
+        self._step = self._steps - 1
+        self._rolled: list[Annotated] = []
         self._metrics: dict[str, tuple[float, float]] = {}
 
     @property
@@ -150,16 +167,22 @@ class PreferenceTrainer(Trainer):
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
 
-    def _make_anchors(self, ref_model: nn.Module | None, past_models: Sequence[nn.Module]) -> AnchorSet:
+    def _make_anchors(
+        self,
+        ref_model: nn.Module | None,
+        past_models: Sequence[FrozenPolicy],
+        players: Mapping[str, FrozenPolicy],
+    ) -> AnchorSet:
         """The anchors; where their log-probs are stored the rows carry them, and nothing is copied or kept."""
         stores = self.args.store_anchors and bool(self.needs.anchors)
         if stores and (self.is_online or self.needs.per_token):
             raise UserError("store_anchors: expected a method that reads its responses, summed, from a data set")
-        if ref_model is not None:
-            ref_model.to(self.args.device)
-        for module in past_models:
-            module.to(self.args.device)
-        anchors = AnchorSet(self.needs, self.model, ref_model, past_models=past_models, copies_start=not stores)
+        for policy in (ref_model, *past_models, *players.values()):
+            if isinstance(policy, nn.Module):
+                policy.to(self.args.device)
+        anchors = AnchorSet(
+            self.needs, self.model, ref_model, past_models=past_models, players=players, copies_start=not stores
+        )
         if not stores:
             return anchors
         for data in (self.train_dataset, self.eval_dataset):
@@ -203,14 +226,14 @@ class PreferenceTrainer(Trainer):
     # Batches ---------------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
-        if self.needs.stages == 1:
+        if self._steps == 1:
             return super()._get_train_sampler(train_dataset)
         chunk = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         assert isinstance(self.train_dataset, EncodedRows)
         return StagedSampler(
             self.train_dataset.rows,
             chunk=chunk,
-            stages=self.needs.stages,
+            repeats=self._steps,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
@@ -220,19 +243,23 @@ class PreferenceTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """All micro-batches of one optimizer step: fetched, sampled, judged and annotated before the first gradient.
 
+        Each stage of a method samples anew; the steps of one rollout share what its first one sampled.
+
         Returns:
             The annotated micro-batches, and the total weight of their prompts on all ranks.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._stage = (self._stage + 1) % self.needs.stages
-        generator = torch.Generator().manual_seed(self._sample_seed())
-        annotated = [self._annotate(inputs["batch"], generator) for inputs in batches]
-        if self.groups is not None:
-            annotated = self.groups.combine(annotated, self._total, moves=True)
+        self._step = (self._step + 1) % self._steps
+        if self._step == 0 or self.needs.stages > 1:
+            generator = torch.Generator().manual_seed(self._sample_seed())
+            self._rolled = [self._annotate(inputs["batch"], generator) for inputs in batches]
+            if self.groups is not None:
+                self._rolled = self.groups.combine(self._rolled, self._total, moves=True)
+        annotated = self._rolled
         if self.needs.stages > 1:
             wrapper = self._extragradient()
-            wrapper.stage = self._stage
-            if self._stage > 0:
+            wrapper.stage = self._step
+            if self._step > 0:
                 # Opponents came from the look-ahead point; the gradient is taken where the iteration started.
                 wrapper.rewind()
         total = torch.stack([self._weights(item).sum() for item in annotated]).sum()
@@ -388,17 +415,16 @@ class PreferenceTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """The scheduler that ``args`` describe; both stages of an iteration have the same learning rate."""
-        stages = self.needs.stages
-        if stages == 1 or self.lr_scheduler is not None:
+        """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
+        if self._steps == 1 or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        scheduler = super().create_scheduler(num_training_steps // stages, optimizer)
+        scheduler = super().create_scheduler(num_training_steps // self._steps, optimizer)
         if not isinstance(scheduler, LambdaLR):
             raise UserError(
-                f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for a "
-                f"method with {stages} stages, got {type(scheduler).__name__}"
+                f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for "
+                f"iterations of {self._steps} steps, got {type(scheduler).__name__}"
             )
-        scheduler.lr_lambdas = [per_iteration(function, stages) for function in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [per_iteration(function, self._steps) for function in scheduler.lr_lambdas]
         return scheduler
 
     # Log, evaluate, save ---------------------------------------------------------------------------------------------
@@ -427,7 +453,7 @@ class PreferenceTrainer(Trainer):
         """Adds the method's metrics, and the iteration, to what Trainer logs."""
         if "loss" in logs:
             logs = {**self._take_metrics("train"), **logs}
-        logs["iteration"] = self.state.global_step // self.needs.stages
+        logs["iteration"] = self.state.global_step // self._steps
         super().log(logs, start_time)
 
     def evaluate(
@@ -535,11 +561,15 @@ class PreferenceTrainer(Trainer):
         return 0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self._stage == self.needs.stages - 1, "checkpoints are taken after the last stage of an iteration"
+        assert self._step == self._steps - 1, "checkpoints are taken after the last step of an iteration"
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            state = {"anchors": self.anchors.state_dict(), "groups": None if self.groups is None else self.groups.state}
+            state = {
+                "anchors": self.anchors.state_dict(),
+                "groups": None if self.groups is None else self.groups.state,
+                "average": None if self.average is None else self.average.values,
+            }
             torch.save(state, folder / f"{STATE_FILE}.partial")
             (folder / f"{STATE_FILE}.partial").rename(folder / STATE_FILE)
 
@@ -564,4 +594,6 @@ class PreferenceTrainer(Trainer):
         self.anchors.load_state_dict(state["anchors"])
         if self.groups is not None:
             self.groups.state = state["groups"].cpu()
+        if self.average is not None:
+            self.average.load(state["average"])
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **trainer_options)

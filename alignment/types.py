@@ -320,7 +320,8 @@ class Needs:
         schedule: the weakest schedule that the theory allows.
         stages: gradient evaluations per iteration (2: extragradient).
         inner_steps: optimizer steps between two anchor advances.
-        fits: regressions per round on one artefact; each one's ``prev`` is the policy that the fit before it produced.
+        fits: regressions per round on one artefact; each one starts from, and has as its ``prev``, the policy that the
+            fit before it produced; the first one that of the first fit of the round before.
         num_oracles: ``"one"`` or ``"many"``.
         welfare: how several oracles become one.
         per_token: the loss reads token log-probs.
@@ -350,6 +351,11 @@ class Needs:
     def samples_in_batches(self) -> bool:
         """Whether responses are sampled while the policy trains. Else they stand in the data, as ``prev`` made them."""
         return self.sampler not in ("dataset", "prev")
+
+    @property
+    def allows_reuse(self) -> bool:
+        """Whether a rollout may serve several steps: the loss reads how likely its responses were when sampled."""
+        return self.stages == 1 and any(isinstance(spec, Behaviour) for spec in self.anchors)
 
     def anchor_columns(self) -> tuple[str, ...]:
         """Names of all anchor columns that the loss reads."""

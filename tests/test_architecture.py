@@ -29,6 +29,7 @@ LAYERS = [
         "textgame",
         "tiny",
         "artefacts",
+        "weights",
         "_trl_compat",
     },
     {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},

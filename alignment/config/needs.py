@@ -89,6 +89,11 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     if not samples and recipe.data.preferences is None:
         problems.append(f"method '{name}' reads its responses: it needs data.preferences; the recipe has data.prompts")
     problems += _round_problems(name, needs, recipe)
+    if recipe.sampling.steps_per_rollout > 1 and not needs.allows_reuse:
+        problems.append(
+            f"sampling.steps_per_rollout: method '{name}' takes one step on a rollout, got "
+            f"{recipe.sampling.steps_per_rollout}; more need a loss that reads the log-probs of the policy that sampled"
+        )
     if needs.sampler == "dataset" and recipe.schedule.kind != "offline":
         problems.append(
             f"method '{name}' learns from a fixed data set: expected schedule.kind = 'offline', "

@@ -265,6 +265,7 @@ class SamplingSpec(Block):
     responses: list[str] | None = Field(default=None, min_length=2)
     opponent: OpponentSpec = OpponentSpec()
     top_k: int | None = Field(default=None, gt=0)
+    steps_per_rollout: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
     def _only_enumeration_is_uniform(self) -> Self:
@@ -302,6 +303,12 @@ class ScheduleSpec(Block):
     prompts: Literal["all", "split"] = "all"
 
 
+class AverageSpec(Block):
+    """Keep an average of the policy's weights over iterations, exponential with this decay; 1 is the plain mean."""
+
+    decay: float = Field(ge=0, le=1)
+
+
 class AnchorsSpec(Block):
     """How the log-probs of frozen policies come about: fresh in every batch, or once for the data set, kept on disk."""
 
@@ -325,6 +332,7 @@ class Recipe(Block):
     sampling: SamplingSpec = SamplingSpec()
     schedule: ScheduleSpec
     anchors: AnchorsSpec = AnchorsSpec()
+    average: AverageSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     early_stopping: EarlyStoppingSpec | None = None
     output_dir: str = Field(min_length=1)
@@ -371,7 +379,7 @@ class Recipe(Block):
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "training", "early_stopping", "mixture")
+_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "average", "training", "early_stopping", "mixture")
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:

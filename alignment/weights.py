@@ -1,0 +1,77 @@
+"""The trainable weights of a model at one time: a policy of its own, kept without the rest of the model.
+
+For a LoRA adapter this is the adapter alone: a slow target, a past policy or another player costs no second base model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+
+
+class TrainableWeights:
+    """A copy of a model's trainable parameters, which can be put in their place for a while.
+
+    Args:
+        model: not wrapped for distribution; its parameters are whole, not partitioned over processes.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> start = TrainableWeights(model)
+        >>> _ = model.weight.data.add_(1.0)
+        >>> with start.in_place(model):
+        ...     moved_back = bool(model.weight == start.values["weight"])
+        >>> moved_back, bool(model.weight == start.values["weight"])
+        (True, False)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in _trainable(model).items()
+        }
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """While the context is open the model has these weights; afterwards its own, bit for bit.
+
+        Only for looking: a gradient or a step inside would be that of neither policy.
+        """
+        parameters = _trainable(model)
+        own = {name: parameters[name].data for name in self.values}
+        try:
+            for name, value in self.values.items():
+                parameters[name].data = value.to(own[name].device)
+            yield
+        finally:
+            for name, value in own.items():
+                parameters[name].data = value
+
+    @torch.no_grad()
+    def move_towards(self, model: nn.Module, share: float) -> None:
+        """``values <- (1 - share) values + share model``, in parameters."""
+        parameters = _trainable(model)
+        for name, value in self.values.items():
+            value.lerp_(parameters[name].detach().to(value), share)
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Take the values of a checkpoint."""
+        assert values.keys() == self.values.keys(), "the values of another model"
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+
+def adapter_weights(model: PeftModel, folder: str | Path) -> TrainableWeights:
+    """The weights of a saved adapter of the same shape as the model's own, which stays as it is."""
+    own = TrainableWeights(model)
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(model.device)))
+    saved = TrainableWeights(model)
+    for name, parameter in _trainable(model).items():
+        parameter.data.copy_(own.values[name])
+    return saved
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

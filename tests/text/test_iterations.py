@@ -1,0 +1,181 @@
+"""Iterations of several steps on one rollout, averages of weights, and slow targets of adapters."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from alignment import anchors as anchors_module
+from alignment.anchors import AnchorSet
+from alignment.arguments import AlignmentArguments
+from alignment.errors import UserError
+from alignment.oracles import MatrixOracle
+from alignment.trainer import PreferenceTrainer
+from alignment.types import Ema, Needs
+from alignment.weights import TrainableWeights, adapter_weights
+from tests.text.symbols import SYMBOLS, question_rows, symbol_model, symbol_tokenizer
+from tests.text.test_online import transitive_game
+
+CLIPPED = {"name": "spo", "kappa_ref": 0.05, "clip": 0.2}
+
+
+class CountedOracle(MatrixOracle):
+    """Counts the questions."""
+
+    calls = 0
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        self.calls += len(prompts)
+        return super().prefer(prompts, left, right)
+
+
+def trainer_of(folder: object, method: dict[str, Any], *, lora: bool = False, **changes: Any) -> PreferenceTrainer:
+    model = symbol_model(logits_A=torch.zeros(3))
+    model.requires_grad_(True)
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 5e-2,
+        "num_completions": 4,
+        "max_new_tokens": 1,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return PreferenceTrainer(
+        model=model,
+        args=AlignmentArguments(**settings | changes),
+        train_dataset=question_rows(64),
+        processing_class=symbol_tokenizer(),
+        oracle=CountedOracle(transitive_game().prefs_XAA, responses=SYMBOLS),
+        method=method,
+        peft_config=peft.LoraConfig(r=2, target_modules=["lm_head"]) if lora else None,
+    )
+
+
+def weights(trainer: PreferenceTrainer) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def test_several_steps_share_a_rollout(tmp_path: object) -> None:
+    """Three iterations of two steps: three rollouts are paid for; ratios are 1 at first and move at the second step."""
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    class Watched(PreferenceTrainer):
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Tensor:
+            annotated = inputs["annotated"]
+            x, _ = self._forward(model, annotated)
+            seen.append((self._step, annotated.completions.input_ids_BGT, x.logps_BG - x.anchor("behaviour")))
+            return super().compute_loss(model, inputs, *rest, **options)
+
+    trainer = trainer_of(tmp_path, CLIPPED, steps_per_rollout=2)
+    trainer.__class__ = Watched
+    trainer.train()
+    assert trainer.state.global_step == 6
+    # 8 prompts, 6 pairs of 4 answers, both orders.
+    assert trainer.oracle.calls == 3 * 8 * 6 * 2  # type: ignore[union-attr]
+    assert [step for step, _, _ in seen] == [0, 1] * 3
+    for (_, first_ids, first_BG), (_, second_ids, second_BG) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(first_ids, second_ids)
+        torch.testing.assert_close(first_BG, torch.zeros_like(first_BG), rtol=0, atol=1e-5)
+        assert float(second_BG.detach().abs().max()) > 1e-3
+    assert not torch.equal(seen[0][1], seen[2][1])
+
+
+@pytest.mark.parametrize("method", [{"name": "egpo", "tau": 0.1}, {"name": "spo"}], ids=["egpo", "spo unclipped"])
+def test_a_second_step_needs_the_behaviours_log_probs(method: dict[str, Any], tmp_path: object) -> None:
+    with pytest.raises(UserError, match="steps_per_rollout: expected 1, got 2"):
+        trainer_of(tmp_path, method, steps_per_rollout=2)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_the_average_is_that_of_all_policies(decay: float, tmp_path: object) -> None:
+    """By hand from the policies after every iteration: their plain mean, or mean at first and then exponential."""
+    policies: list[Tensor] = []
+
+    class Watched(PreferenceTrainer):
+        def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+            if self._step == 0:
+                policies.append(weights(self))
+            return super().training_step(*arguments, **options)
+
+    trainer = trainer_of(tmp_path, CLIPPED, steps_per_rollout=2, average_decay=decay)
+    trainer.__class__ = Watched
+    trainer.train()
+    policies.append(weights(trainer))
+    expected = policies[0]
+    for number, policy in enumerate(policies[1:], start=2):
+        expected = expected + max(1 - decay, 1 / number) * (policy - expected)
+    if decay == 1.0:
+        torch.testing.assert_close(expected, torch.stack(policies).mean(0))
+    last = weights(trainer)
+    assert trainer.average is not None
+    with trainer.average.in_place(trainer.model):
+        torch.testing.assert_close(weights(trainer), expected)
+    assert torch.equal(weights(trainer), last) and not torch.equal(last, expected)
+
+
+def test_an_average_survives_a_resume(tmp_path: object) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1, "average_decay": 0.9, "lr_scheduler_type": "constant"}
+    whole = trainer_of(f"{tmp_path}/whole", CLIPPED, **settings)
+    whole.train()
+    trainer_of(f"{tmp_path}/cut", CLIPPED, **settings | {"max_steps": 2}).train()
+    resumed = trainer_of(f"{tmp_path}/cut", CLIPPED, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert whole.average is not None and resumed.average is not None
+    for name, value in whole.average.values.items():
+        assert torch.equal(value, resumed.average.values[name])
+
+
+def test_a_target_of_an_adapter_is_the_adapter_alone(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow target takes the adapter's place in the base model, and trains to what a whole second model does."""
+    method = {"name": "nash_mp", "tau": 0.1, "eta": 0.5, "decay": 0.5}
+    torch.manual_seed(0)
+    light = trainer_of(tmp_path, method, lora=True)
+    (target,) = [light.anchors._copies[name] for name in light.anchors._decays]
+    assert isinstance(target, TrainableWeights)
+    trained = sum(parameter.numel() for parameter in light.model.parameters() if parameter.requires_grad)
+    assert sum(value.numel() for value in target.values.values()) == trained < weights(light).numel()
+    # Under ZeRO-3 the whole model is copied.
+    monkeypatch.setattr(anchors_module, "is_deepspeed_zero3_enabled", lambda: True)
+    torch.manual_seed(0)
+    heavy = trainer_of(tmp_path, method, lora=True)
+    assert isinstance(heavy.anchors._copies["target"], torch.nn.Module)
+    start = weights(light)
+    light.train()
+    heavy.train()
+    assert torch.equal(weights(light), weights(heavy)) and not torch.equal(weights(light), start)
+
+
+def test_targets_of_an_adapter_follow_it_in_parameters(tmp_path: object) -> None:
+    """The same random walk of an adapter moves a light target and a whole copy to the same log-probs."""
+    model = peft.get_peft_model(
+        symbol_model(logits_A=torch.zeros(3)), peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    )
+    needs = Needs(feedback="wins", anchors=(Ema("target", decay=0.75),))
+    light = AnchorSet(needs, model)
+    start = TrainableWeights(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in start.values:
+                parameter.add_(0.5)
+    light.advance()
+    own = TrainableWeights(model)
+    with light.model("target") as module:
+        for name, parameter in module.named_parameters():
+            if name in start.values:
+                torch.testing.assert_close(parameter.data, 0.75 * start.values[name] + 0.25 * own.values[name])
+    for name, value in TrainableWeights(model).values.items():
+        assert torch.equal(value, own.values[name])
+    model.save_pretrained(f"{tmp_path}/adapter")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in start.values:
+                parameter.zero_()
+    saved = adapter_weights(model, f"{tmp_path}/adapter")
+    for name, value in own.values.items():
+        assert torch.equal(saved.values[name], value)
+    assert all(not bool(value.any()) for value in TrainableWeights(model).values.values())
