@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.functional import group_wins
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy, score
-from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Previous
+from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Player, Previous
 
 _MIXTURE = "mixture"
 _SAMPLERS = ("dataset", "prev", "policy", _MIXTURE)
@@ -110,9 +110,8 @@ def check_needs(needs: Needs) -> None:
     supplied = {
         f"the sampler '{needs.sampler}'": needs.sampler in _SAMPLERS,
         f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
-        f"{needs.fits} fits a round": needs.fits == 1,
     }
-    kinds = Frozen | Ema | Behaviour | Previous | Past
+    kinds = Frozen | Ema | Behaviour | Previous | Past | Player
     missing = [what for what, is_supplied in supplied.items() if not is_supplied]
     missing += [f"the anchor '{spec.name}'" for spec in needs.anchors if not isinstance(spec, kinds)]
     if missing:

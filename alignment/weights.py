@@ -73,5 +73,14 @@ def adapter_weights(model: PeftModel, folder: str | Path) -> TrainableWeights:
     return saved
 
 
+def idle_adapter(model: PeftModel) -> TrainableWeights:
+    """The weights of an adapter of the same shape that does nothing: the base model as a policy."""
+    idle = TrainableWeights(model)
+    for name, value in idle.values.items():
+        if "lora_B" in name:
+            value.zero_()
+    return idle
+
+
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

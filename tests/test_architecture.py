@@ -41,6 +41,7 @@ LAYERS = [
         "folders",
         "fitting",
         "iterative",
+        "players",
         "loop",
         "ablation",
         "doctor",

@@ -14,7 +14,7 @@ from alignment.config.compose import apply_overrides
 from alignment.config.parsing import dump_yaml, parse_scalar, parse_text
 from alignment.config.problems import unknown_key
 from alignment.errors import UserError
-from alignment.types import Ema, Frozen, Needs, Past, Player, Previous
+from alignment.types import AnchorSpec, Ema, Frozen, Needs, Past, Player, Previous
 
 OFFLINE = """
 method: {name: dpo, beta: 0.1}
@@ -464,9 +464,9 @@ def test_an_online_recipe_loads(write: Write) -> None:
             "method 'egpo' samples its responses: it needs data.prompts; the recipe has data.preferences",
         ),
         (
-            ["method={name: onpo, eta: 0.003}"],
-            "method 'onpo' runs on exact games (`alignment game`) but not yet on language models: "
-            "it needs 2 fits a round",
+            ["method={name: spo}", "sampling.steps_per_rollout=2"],
+            "sampling.steps_per_rollout: method 'spo' takes one step on a rollout, got 2; more need a loss that reads "
+            "the log-probs of the policy that sampled",
         ),
     ],
 )
@@ -497,8 +497,9 @@ def test_unmet_needs_of_a_method_that_reads(write: Write) -> None:
         (Needs(feedback="pairs", sampler="target"), "the sampler 'target'"),
         (Needs(feedback="wins", opponent="past"), "the opponent 'past'"),
         (Needs(feedback="pairs", anchors=(Previous("prev"), Past("past", 2))), None),
-        (Needs(feedback="pairs", anchors=(Player("rival"),)), "log-probs of the policy 'rival'"),
-        (Needs(feedback="pairs", fits=2), "2 fits a round"),
+        (Needs(feedback="pairs", anchors=(Player("rival"),)), None),
+        (Needs(feedback="pairs", fits=2), None),
+        (Needs(feedback="pairs", anchors=(AnchorSpec("oracle"),)), "log-probs of the policy 'oracle'"),
         (Needs(feedback="wins", num_oracles="many"), None),
         (Needs(feedback="scores", mismatched=True), None),
     ],

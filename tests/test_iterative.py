@@ -1,17 +1,22 @@
 """Iterative recipes from one command: three rounds, redone only where something is missing, refused when it changed."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from alignment import iterative, loop
+from alignment import iterative, loop, players
 from alignment.config import load_recipe
 from alignment.errors import UserError
 from alignment.folders import RunResult
+from alignment.models import load_policy
+from alignment.oracles.rules import shorter
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -70,8 +75,8 @@ def test_only_what_is_missing_is_done_again(finished: Path, tmp_path: Path, monk
     def fail(*arguments: Any, **options: Any) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(iterative, "compare_answers", fail)
-    monkeypatch.setattr(iterative._Campaign, "_answer", fail)
+    monkeypatch.setattr(players, "compare_answers", fail)
+    monkeypatch.setattr(players.Player, "_answer", fail)
     run("mnpo", folder)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("round-[12]/**/*")} == before
     assert same(weights(folder, 3), weights(finished, 3))
@@ -101,7 +106,7 @@ def test_a_crash_at_the_oracle_keeps_the_answers(tmp_path: Path, monkeypatch: py
         raise RuntimeError("the oracle is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(iterative, "compare_answers", crash)
+        patch.setattr(players, "compare_answers", crash)
         with pytest.raises(RuntimeError, match="gone"):
             run("inpo", folder, "schedule.rounds=1")
     answers = folder / "round-1" / "answers.jsonl"
@@ -115,19 +120,130 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path: Path, mon
     settings = ("schedule.rounds=1", "training.max_steps=3", "training.save_strategy=steps", "training.save_steps=1")
     run("inpo", tmp_path / "whole", *settings)
 
-    class Stop(iterative.RunFiles):
+    class Stop(players.RunFiles):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_save(args, state, control, **kwargs)
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(iterative, "RunFiles", Stop)
+        patch.setattr(players, "RunFiles", Stop)
         with pytest.raises(KeyboardInterrupt):
             run("inpo", tmp_path / "cut", *settings)
     shutil.rmtree(tmp_path / "cut" / "round-1" / "checkpoint-3")
     run("inpo", tmp_path / "cut", *settings)
     assert same(weights(tmp_path / "cut", 1), weights(tmp_path / "whole", 1))
+
+
+def test_two_fits_a_round(tmp_path: Path) -> None:
+    """ONPO: fit 1 starts from the last round's fit 1, fit 2 from this round's; both read the same answers."""
+    onpo = ("method={name: onpo, eta: 10}", "schedule.rounds=2", "average={decay: 1.0}")
+    run("inpo", tmp_path, *onpo)
+    paths = [tmp_path / f"round-{number}" / part for number in (1, 2) for part in ("fit-1/model", "model")]
+    models = [load_file(path / "model.safetensors") for path in paths]
+    assert not any(same(left, right) for left, right in itertools.combinations(models, 2))
+    made_by = [json.loads(path.with_name("model.manifest.json").read_text()) for path in paths]
+    origins = [manifest["made_by"]["policy"] for manifest in made_by]
+    assert origins[1] == made_by[0]["fingerprint"] and origins[3] == made_by[2]["fingerprint"]
+    assert origins[2] == made_by[0]["fingerprint"] != made_by[1]["fingerprint"]
+    assert made_by[0]["made_by"]["preferences"] == made_by[1]["made_by"]["preferences"]
+    sampled = json.loads((tmp_path / "round-2" / "answers.jsonl.manifest.json").read_text())["made_by"]["policy"]
+    assert sampled == made_by[1]["fingerprint"]
+    # The average of the start and both rounds' models, in weights.
+    recipe = load_recipe(ROOT / "recipes/inpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}", *onpo]).recipe
+    start = load_policy(recipe.policy, AutoTokenizer.from_pretrained(tmp_path / "final"), seed=0).state_dict()
+    average = load_file(tmp_path / "average" / "model.safetensors")
+    for name, value in average.items():
+        torch.testing.assert_close(value, (start[name] + models[1][name] + models[3][name]) / 3)
+
+
+PLAYERS = [
+    "method={name: mnpo, eta: 0.1, ref_weight: 0.25, opponents: heterogeneous}",
+    "oracle=null",
+    "schedule.rounds=2",
+    "data.eval_fraction=0",
+]
+
+
+def players_of(left: str, right: str) -> str:
+    return (
+        f"players={{a: {{oracle: {left}, method: {{player_weights: {{b: 0.75}}}}}}, "
+        f"b: {{oracle: {right}, method: {{player_weights: {{a: 0.75}}}}}}}}"
+    )
+
+
+SHORTER, LONGER = "{kind: rule, rule: shorter}", "{kind: rule, rule: 'tests.test_iterative:longer'}"
+
+
+def longer(prompt: str, left: str, right: str) -> float:
+    return shorter(prompt, right, left)
+
+
+@pytest.mark.parametrize("lora", [(), ("policy.lora={rank: 2, alpha: 4}",)], ids=["all weights", "lora"])
+def test_players_with_one_oracle_stay_the_same(lora: tuple[str, ...], tmp_path: Path) -> None:
+    """Invariant 61 on text: identical oracles and starts keep the players identical, to the bit."""
+    run("mnpo", tmp_path, *PLAYERS, players_of(SHORTER, SHORTER), *lora)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    first, second = (load_file(tmp_path / player / "final" / name) for player in ("a", "b"))
+    assert same(first, second)
+    assert not same(first, load_file(tmp_path / "a" / "round-1" / "model" / name))
+
+
+def test_players_with_one_oracle_equal_a_single_one(tmp_path: Path) -> None:
+    """Invariant 61: while both are the same, the other player is the policy at the start of the round."""
+    run("mnpo", tmp_path / "two", *PLAYERS, players_of(SHORTER, SHORTER))
+    alone = "method={name: mnpo, eta: 0.1, ref_weight: 0.25, history_weights: [0.75]}"
+    run("mnpo", tmp_path / "one", alone, *PLAYERS[2:])
+    two, one = (load_file(tmp_path / path / "model.safetensors") for path in ("two/a/final", "one/final"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6)
+
+
+def test_players_with_two_oracles_part(tmp_path: Path) -> None:
+    run("mnpo", tmp_path, *PLAYERS, players_of(SHORTER, LONGER))
+    first, second = (load_file(tmp_path / player / "final" / "model.safetensors") for player in ("a", "b"))
+    assert not same(first, second)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((*PLAYERS, players_of(SHORTER, SHORTER), f"oracle={SHORTER}"), "expected oracle or players, got both"),
+        (
+            (*PLAYERS, players_of(SHORTER, SHORTER).replace("b: 0.75", "c: 0.75")),
+            "reads the player 'c', found besides its own: b",
+        ),
+        ((*PLAYERS, players_of(SHORTER, "{kind: rule, rule: shortr}")), r"players\.b\.oracle: oracle\.rule"),
+        (
+            (*PLAYERS, players_of(SHORTER, SHORTER).replace("player_weights: {a", "player_weihgts: {a")),
+            "unknown key 'players.b.method.player_weihgts'; did you mean 'players.b.method.player_weights'",
+        ),
+        ((*PLAYERS, f"players={{a: {{oracle: {SHORTER}}}}}"), "expected at least two players"),
+    ],
+)
+def test_mistaken_players_are_named(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        run("mnpo", tmp_path, *overrides)
+
+
+def test_stages_run_one_by_one(finished: Path, tmp_path: Path) -> None:
+    """rollout, judge and train as calls of their own make the rounds that one call makes."""
+    recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
+    with pytest.raises(UserError, match=r"expected the answers of round 1, found none; run `alignment rollout`"):
+        iterative.run_stage(recipe, "judge")
+    iterative.run_stage(recipe, "rollout")
+    assert not (tmp_path / "round-1" / "preferences.jsonl").exists()
+    iterative.run_stage(recipe, "judge")
+    assert not (tmp_path / "round-1" / "model").exists()
+    iterative.run_stage(recipe, "train")
+    assert same(weights(tmp_path, 1), weights(finished, 1)) and not (tmp_path / "round-2").exists()
+    iterative.run_stage(recipe, "train")
+    iterative.run_stage(recipe, "rollout")
+    iterative.run_stage(recipe, "train")
+    assert same(load_file(tmp_path / "final" / "model.safetensors"), weights(finished, 3))
+    before = sorted(tmp_path.rglob("*"))
+    iterative.run_stage(recipe, "rollout")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_rounds_of_an_adapter(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """What a method needs against what a recipe offers, decided before any model is loaded."""
 
+from collections.abc import Collection
+
 from alignment.config.schema import Recipe
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
-from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Previous, Solution
+from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Player, Previous, Solution
 
 # What the trainer can supply on language models in this release; the exact games supply everything.
 _TEXT_SAMPLERS = ("dataset", "prev", "policy", "mixture")
 _TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref", "mixture")
-_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past)
+_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past, Player)
 
 _ORDER = ("offline", "iterative", "online")
 
@@ -25,7 +27,6 @@ def text_gap(needs: Needs) -> str | None:
         f"the sampler '{needs.sampler}'": needs.sampler not in _TEXT_SAMPLERS,
         f"the opponent '{needs.opponent}'": needs.opponent not in _TEXT_OPPONENTS,
         f"log-probs of the policy '{''.join(anchors[:1])}'": bool(anchors),
-        f"{needs.fits} fits a round": needs.fits > 1,
     }
     return next((gap for gap, is_open in gaps.items() if is_open), None)
 
@@ -46,8 +47,14 @@ def _example_method(name: str) -> Method:
     return build_method({"name": name, **example_options(load_card(name))})
 
 
-def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
-    """What the rest of a recipe does not give its method, one line each."""
+def unmet_needs(needs: Needs, recipe: Recipe, rivals: Collection[str] = ()) -> list[str]:
+    """What the rest of a recipe does not give its method, one line each.
+
+    Args:
+        needs: of the method.
+        recipe: of one player.
+        rivals: names of the other players.
+    """
     name = recipe.method["name"]
     gap = text_gap(needs)
     if gap is not None:
@@ -55,15 +62,29 @@ def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
             f"method '{name}' runs on exact games (`alignment game`) but not yet on language models: it needs {gap}"
         ]
     return [
+        *_player_problems(name, needs, recipe, rivals),
         *_source_problems(name, needs, recipe),
         *_unread(name, needs, recipe),
         *_store_problems(name, needs, recipe),
     ]
 
 
+def _player_problems(name: str, needs: Needs, recipe: Recipe, rivals: Collection[str]) -> list[str]:
+    """Several players are for rounds, and a method reads players that there are."""
+    if rivals and not recipe.samples_in_rounds_of(needs):
+        return [f"players: method '{name}' knows no rounds here; several players need schedule.kind: iterative"]
+    read = [spec.name for spec in needs.anchors if isinstance(spec, Player)]
+    found = ", ".join(rivals) or "none"
+    return [
+        f"method '{name}' reads the player '{player}', found besides its own: {found}; name it under players"
+        for player in read
+        if player not in rivals
+    ]
+
+
 def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Schedule and oracle in one line, then the data."""
-    samples = needs.samples_in_batches or recipe.samples_in_rounds
+    samples = needs.samples_in_batches or recipe.samples_in_rounds_of(needs)
     wanted, found = [], []
     if _ORDER.index(recipe.schedule.kind) < _ORDER.index(needs.schedule):
         wanted.append(f"schedule '{needs.schedule}'")
@@ -118,6 +139,11 @@ def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
             f"schedule.{key}: a round from a data set samples nothing; remove it (schedule.{key}=null)"
             for key in sorted({"pairs", "prompts"} & schedule.model_fields_set)
         ]
+        if needs.fits > 1:
+            problems.append(
+                f"schedule.first: method '{name}' fits {needs.fits} times a round, a round from a data set once; "
+                "expected 'rollout', got 'dataset'"
+            )
         if schedule.rounds != 1:
             problems.append(
                 f"schedule.rounds: expected 1 with schedule.first = 'dataset', got {schedule.rounds}; sample the later "
@@ -152,7 +178,7 @@ def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
 
 def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     """Blocks that nothing would read."""
-    if needs.samples_in_batches or recipe.samples_in_rounds:
+    if needs.samples_in_batches or recipe.samples_in_rounds_of(needs):
         return []
     given = {"oracle": recipe.oracle is not None, "sampling": "sampling" in recipe.model_fields_set}
     return [

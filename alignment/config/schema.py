@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from alignment.config.parsing import dump_yaml
 from alignment.methods import build_method
-from alignment.types import Method
+from alignment.types import Method, Needs
 
 
 class Block(BaseModel):
@@ -315,6 +315,13 @@ class AnchorsSpec(Block):
     store: bool = False
 
 
+class PlayerSpec(Block):
+    """One of several players: its oracle, and the method's options that are its own."""
+
+    oracle: dict[str, Any]
+    method: dict[str, Any] = Field(default_factory=dict)
+
+
 class EarlyStoppingSpec(Block):
     """Stop after ``patience`` evaluations that better ``training.metric_for_best_model`` by at most ``threshold``."""
 
@@ -323,12 +330,16 @@ class EarlyStoppingSpec(Block):
 
 
 class Recipe(Block):
-    """A whole recipe. ``training`` holds fields of ``transformers.TrainingArguments``, verbatim."""
+    """A whole recipe. ``training`` holds fields of ``transformers.TrainingArguments``, verbatim.
+
+    ``players`` stand in place of ``oracle``: each is a policy of its own with its own oracle.
+    """
 
     method: dict[str, Any]
     policy: PolicySpec
     data: DataSpec
     oracle: dict[str, Any] | None = None
+    players: dict[str, PlayerSpec] | None = None
     sampling: SamplingSpec = SamplingSpec()
     schedule: ScheduleSpec
     anchors: AnchorsSpec = AnchorsSpec()
@@ -346,18 +357,38 @@ class Recipe(Block):
             raise ValueError(f"expected {' and '.join(missing)} with early_stopping".replace("True", "true"))
         return self
 
+    @model_validator(mode="after")
+    def _players_have_the_oracles(self) -> Self:
+        if self.players is not None and self.oracle is not None:
+            raise ValueError("expected oracle or players, got both: each player has its own oracle")
+        if self.players is not None and len(self.players) < 2:
+            raise ValueError("expected at least two players; a single one needs no name, but an oracle")
+        return self
+
+    def by_player(self) -> dict[str, "Recipe"]:
+        """The recipe of each player by name; of the only player, without a name, the whole."""
+        if self.players is None:
+            return {"": self}
+        return {
+            name: self.model_copy(
+                update={"method": {**self.method, **spec.method}, "oracle": spec.oracle, "players": None}
+            )
+            for name, spec in self.players.items()
+        }
+
     @property
     def samples_in_rounds(self) -> bool:
         """Whether each round's responses are sampled from the policy at its start."""
-        return (
-            self.schedule.kind == "iterative"
-            and self.schedule.first == "rollout"
-            and self.build_method().needs.schedule == "iterative"
-        )
+        return self.samples_in_rounds_of(self.build_method().needs)
+
+    def samples_in_rounds_of(self, needs: Needs) -> bool:
+        """The same for a method that has these needs, also while its options are mistaken."""
+        schedule = self.schedule
+        return schedule.kind == "iterative" and schedule.first == "rollout" and needs.schedule == "iterative"
 
     def build_method(self) -> Method:
-        """The method with its options."""
-        return build_method(self.method)
+        """The method with its options; of several players, that of the first."""
+        return build_method(next(iter(self.by_player().values())).method)
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that ``load_recipe`` reads back to an equal one."""
@@ -366,6 +397,11 @@ class Recipe(Block):
         tree["method"] = dict(self.method)
         if self.oracle is not None:
             tree["oracle"] = dict(self.oracle)
+        if self.players is not None:
+            tree["players"] = {
+                name: {"oracle": dict(spec.oracle)} | ({"method": dict(spec.method)} if spec.method else {})
+                for name, spec in self.players.items()
+            }
         if not (self.build_method().needs.samples_in_batches or self.samples_in_rounds):
             del tree["sampling"]
         if not self.anchors.store:

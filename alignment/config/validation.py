@@ -37,8 +37,8 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
     problems |= _check_method(tree, known)
     if isinstance(tree.get("training"), dict):
         problems |= training_problems(tree["training"], known)
-    if isinstance(tree.get("oracle"), dict):
-        problems |= _check_oracle(tree["oracle"])
+    for key, spec in _oracles(tree).items():
+        problems |= _check_oracle(key, spec)
     # A method or an oracle is judged as a whole, under the name of its block.
     unjudged = {*unset, *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle.")))}
     lines = [*unset.values(), *(line for key, line in problems.items() if key not in unjudged)]
@@ -60,12 +60,20 @@ def _check_method(tree: Mapping[str, Any], known: Collection[str]) -> Problems:
     if not isinstance(spec, dict):
         return {}
     declared = _option_keys(tree)
-    unknown = [name for name in spec if declared and name != "name" and f"method.{name}" not in declared]
-    problems = {f"method.{name}": unknown_key(f"method.{name}", known) for name in unknown}
-    try:
-        build_method({name: value for name, value in spec.items() if name not in unknown})
-    except UserError as error:
-        problems["method"] = str(error)
+    problems: Problems = {}
+    # What a player adds to the method or sets otherwise; without players the method stands for itself.
+    own = {f"players.{name}.method": block.get("method", {}) for name, block in _blocks(tree.get("players"))}
+    for key, options in (own or {"method": {}}).items():
+        merged = {**spec, **options} if isinstance(options, dict) else spec
+        unknown = [name for name in merged if declared and name != "name" and f"method.{name}" not in declared]
+        for name in unknown:
+            place = "method" if name in spec else key
+            options_there = [option.replace("method", place, 1) for option in declared]
+            problems[f"{place}.{name}"] = unknown_key(f"{place}.{name}", options_there)
+        try:
+            build_method({name: value for name, value in merged.items() if name not in unknown})
+        except UserError as error:
+            problems[key] = str(error) if key == "method" else f"{key}: {error}"
     return problems
 
 
@@ -81,28 +89,42 @@ def _option_keys(tree: Mapping[str, Any]) -> tuple[str, ...]:
     return ("method.name", *(f"method.{option.name}" for option in dataclasses.fields(cast(Any, card))))
 
 
-def _check_oracle(spec: Mapping[str, Any]) -> Problems:
+def _oracles(tree: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The oracle of the recipe, or that of each player, by its dotted key."""
+    players = {name: spec for name, spec in _blocks(tree.get("players")) if isinstance(spec.get("oracle"), dict)}
+    oracles = {f"players.{name}.oracle": spec["oracle"] for name, spec in players.items()}
+    return oracles | ({"oracle": tree["oracle"]} if isinstance(tree.get("oracle"), dict) else {})
+
+
+def _blocks(tree: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, spec) for name, spec in tree.items() if isinstance(spec, dict)] if isinstance(tree, dict) else []
+
+
+def _check_oracle(key: str, spec: Mapping[str, Any]) -> Problems:
     from alignment.oracles import check_oracle
 
     try:
         check_oracle(spec)
     except UserError as error:
-        return {"oracle": str(error)}
+        return {key: str(error) if key == "oracle" else f"{key}: {error}"}
     return {}
 
 
 def _unmet_needs(recipe: Recipe | None) -> list[str]:
     if recipe is None or not isinstance(recipe.method.get("name"), str):
         return []
-    try:
-        needs = recipe.build_method().needs
-    except UserError:
-        # A missing option is reported elsewhere; what the method needs is known without it.
+    lines = []
+    for player, own in recipe.by_player().items():
         try:
-            needs = card_needs(recipe.method["name"])
+            needs = own.build_method().needs
         except UserError:
-            return []
-    return unmet_needs(needs, recipe)
+            # A missing option is reported elsewhere; what the method needs is known without it.
+            try:
+                needs = card_needs(own.method["name"])
+            except UserError:
+                return []
+        lines += unmet_needs(needs, own, rivals=[name for name in recipe.players or () if name != player])
+    return list(dict.fromkeys(lines))
 
 
 def _without_mistakes(tree: Mapping[str, Any]) -> Recipe | None:

@@ -152,7 +152,7 @@ def test_swapping_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for overrides, expected in (
         (["method.name=egpo"], "needs schedule 'online' and an oracle that answers on fresh samples"),
         (["method.nme=ipo"], "did you mean 'method.name'"),
-        (["method.name=onpo"], "not yet on language models"),
+        (["method.name=onpo", "method.eta=100"], "needs schedule 'iterative'"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["train", recipe, *overrides])

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from alignment.data import Batch, Row, Turn, collate, encode_rows
 from alignment.errors import UserError
-from alignment.methods import build_method
 from alignment.oracles import MatrixOracle
 from alignment.stages import Rollout, Sampling, annotate, check_needs, judge, rollout
-from alignment.types import Completions, Feedback, Needs
+from alignment.types import AnchorSpec, Completions, Feedback, Needs
 from tests.text.symbols import SYMBOLS, symbol_tokenizer
 
 PROMPTS = ("question", "question question")
@@ -157,12 +156,14 @@ def test_annotate_adds_every_anchor(per_token: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"),
+    ("needs", "expected"),
     [
-        ({"name": "onpo", "eta": 100.0}, "2 fits a round"),
+        (Needs(feedback="wins", sampler="target"), "the sampler 'target'"),
+        (Needs(feedback="wins", sampler="policy", opponent="past"), "the opponent 'past'"),
+        (Needs(feedback="pairs", anchors=(AnchorSpec("oracle"),)), "the anchor 'oracle'"),
     ],
 )
-def test_methods_that_nobody_can_supply_are_refused(method: dict[str, Any], expected: str) -> None:
+def test_methods_that_nobody_can_supply_are_refused(needs: Needs, expected: str) -> None:
     """They used to train against their own group without a word."""
     with pytest.raises(UserError, match=f"the method needs .*{expected}"):
-        check_needs(build_method(method).needs)
+        check_needs(needs)

@@ -152,7 +152,8 @@ def test_accumulation_equals_the_large_batch(
         ended.append(parameters(policy))
         said.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert float((ended[0] - start).abs().max()) > 1e-5
-    assert said[0] == pytest.approx(said[1], rel=1e-5, abs=1e-6)
+    # Twice what single precision leaves of the square of a difference of log-probs near 65.
+    assert said[0] == pytest.approx(said[1], rel=2e-5, abs=1e-6)
     torch.testing.assert_close(ended[0], ended[1], rtol=1e-5, atol=5e-6)
 
 

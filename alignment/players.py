@@ -1,0 +1,383 @@
+"""A player of an iterative run: one policy with its oracle, and the artefacts of its rounds. Most runs have one player.
+
+A round goes answers -> preferences -> one model for each fit of the method; the last fit's model is the round's. What
+made an artefact is a function of the round alone, so that each stage can be done, skipped or refused by itself.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from alignment import types
+from alignment.anchors import FrozenPolicy
+from alignment.artefacts import Artefact, read_rows, write_rows
+from alignment.checkpoints import STATE_FILE, last_checkpoint
+from alignment.config import Recipe, build_arguments
+from alignment.data import EncodedRow, stop_token_ids
+from alignment.data.rows import describe_skipped
+from alignment.errors import UserError
+from alignment.folders import RunFiles, check_same_recipe, write_header
+from alignment.models import load_causal_model, load_policy, lora_config
+from alignment.policies import CausalLMPolicy
+from alignment.rounds import answer_prompts, compare_answers, win_rate
+from alignment.trainer import PreferenceTrainer
+from alignment.types import Oracle, Past
+from alignment.weights import TrainableWeights, adapter_weights, idle_adapter
+
+Announce = Callable[[str], None]
+
+
+class Player:
+    """A policy with its oracle in an iterative run.
+
+    Args:
+        name: empty for the only player.
+        recipe: with this player's oracle and method.
+        folder: where its rounds are.
+        tokenizer: of the policy.
+        oracle: who compares its answers.
+        prompts: encoded, without answers.
+        held_out: likewise, for the win rate against the reference.
+        device: where models go.
+        announce: is told what was done.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        recipe: Recipe,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        oracle: Oracle,
+        prompts: tuple[EncodedRow, ...],
+        held_out: tuple[EncodedRow, ...],
+        device: torch.device,
+        announce: Announce,
+    ) -> None:
+        self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
+        self.prompts, self.held_out, self.device = prompts, held_out, device
+        self.label = f" of {name}" if name else ""
+        self._announce = announce
+        self._method = recipe.build_method()
+        self._tree = recipe.model_dump(mode="json", exclude_none=True)
+        self._others: Mapping[str, Player] = {}
+        self._known: dict[tuple[str, int, int], Artefact] = {}
+
+    def meet(self, others: Mapping[str, "Player"]) -> None:
+        """Learn who the other players are."""
+        self._others = others
+
+    # What there is ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> Artefact:
+        """The policy before the first round; it has no file of its own."""
+        made_by = {"policy": self._tree["policy"], "seed": self.recipe.seed}
+        return self._once("start", 0, 0, lambda: (self.folder / "start", made_by))
+
+    def answers(self, number: int) -> Artefact:
+        """What the policy says at the start of a round."""
+        tree = self._tree
+        made_by: dict[str, Any] = {"data": tree["data"], "sampling": tree["sampling"], "seed": self.recipe.seed}
+        if self.recipe.schedule.prompts == "split":
+            made_by["prompts"] = {"of": "split", "rounds": self.recipe.schedule.rounds}
+        return self._once(
+            "answers",
+            number,
+            0,
+            lambda: (
+                self._round(number) / "answers.jsonl",
+                {"policy": self.policy_after(number - 1).fingerprint} | made_by,
+            ),
+        )
+
+    def preferences(self, number: int) -> Artefact:
+        """What the oracle says of them."""
+        made_by = {"oracle": self.recipe.oracle, "pairs": self.recipe.schedule.pairs}
+        return self._once(
+            "preferences",
+            number,
+            0,
+            lambda: (
+                self._round(number) / "preferences.jsonl",
+                {"answers": self.answers(number).fingerprint} | made_by,
+            ),
+        )
+
+    def fit(self, number: int, index: int) -> Artefact:
+        """The model of a round's fit, from 0; the last one is the round's."""
+        is_last = index == self._method.needs.fits - 1
+
+        def make() -> tuple[Path, dict[str, Any]]:
+            made_by = {
+                "preferences": self.preferences(number).fingerprint,
+                "policy": self._start_of(number, index).fingerprint,
+                "method": self.recipe.method,
+                "training": self.recipe.training,
+                "anchors": self._tree["anchors"],
+            }
+            rivals = {rival: self._others[rival].policy_after(number - 1).fingerprint for rival in self._rivals}
+            folder = self._round(number) if is_last else self._round(number) / f"fit-{index + 1}"
+            return folder / "model", made_by | ({"players": rivals} if rivals else {})
+
+        return self._once("fit", number, index, make)
+
+    def policy_after(self, number: int) -> Artefact:
+        """The policy after a round; round 0 is the start."""
+        return self.fit(number, self._method.needs.fits - 1) if number else self.start()
+
+    def has_finished(self, number: int) -> bool:
+        """Whether the round's model is there.
+
+        Raises:
+            UserError: if it was made by something else.
+        """
+        return self.policy_after(number).is_finished()
+
+    def _start_of(self, number: int, index: int) -> Artefact:
+        """Where a fit starts: at the policy that sampled, or, of several fits, at the one before it (see ``Needs``)."""
+        if index > 0:
+            return self.fit(number, index - 1)
+        if self._method.needs.fits == 1 or number == 1:
+            return self.policy_after(number - 1)
+        return self.fit(number - 1, 0)
+
+    @property
+    def _rivals(self) -> tuple[str, ...]:
+        """The other players that the method reads."""
+        return tuple(spec.name for spec in self._method.needs.anchors if isinstance(spec, types.Player))
+
+    def _round(self, number: int) -> Path:
+        return self.folder / f"round-{number}"
+
+    def _once(self, kind: str, number: int, index: int, make: Callable[[], tuple[Path, dict[str, Any]]]) -> Artefact:
+        key = (kind, number, index)
+        if key not in self._known:
+            self._known[key] = Artefact(*make())
+        return self._known[key]
+
+    # What is done ----------------------------------------------------------------------------------------------------
+
+    def advance(self, number: int, stage: str) -> None:
+        """One stage of a round: ``rollout``, ``judge`` or ``train``; what is finished is skipped."""
+        answers, preferences = self.answers(number), self.preferences(number)
+        if stage == "rollout" and not answers.is_finished():
+            self._answer(number, answers)
+        if stage == "judge" and not preferences.is_finished():
+            self._compare(number, answers, preferences)
+        if stage == "train":
+            for index in range(self._method.needs.fits):
+                model = self.fit(number, index)
+                if model.is_finished():
+                    described = _describe(model.notes()["metrics"])
+                    self._say(number, f"{self._name_of(index)}finished before, {described}")
+                else:
+                    self._train(number, index, model)
+
+    def finish(self, rounds: int) -> dict[str, float]:
+        """Copy the last round's model to ``final``, average where asked, and give its win rate."""
+        final = self.folder / "final"
+        shutil.rmtree(final, ignore_errors=True)
+        shutil.copytree(self.policy_after(rounds).path, final)
+        if self.recipe.average is not None:
+            self._average(rounds, self.recipe.average.decay)
+        metrics = self.policy_after(rounds).notes()["metrics"]
+        prefix = f"{self.name}." if self.name else ""
+        return {f"{prefix}{name}": value for name, value in metrics.items() if name.startswith("win_rate")}
+
+    def _say(self, number: int, line: str) -> None:
+        self._announce(f"round {number}{self.label}: {line}")
+
+    def _name_of(self, index: int) -> str:
+        return f"fit {index + 1} " if self._method.needs.fits > 1 else ""
+
+    def _answer(self, number: int, answers: Artefact) -> None:
+        prompts = self.prompts
+        if self.recipe.schedule.prompts == "split":
+            prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
+        rows = answer_prompts(
+            self._speaker(self._load(self.policy_after(number - 1))),
+            prompts,
+            num_completions=self.recipe.sampling.num_completions,
+            batch_size=self._batch_size,
+            generator=self._generator(number, 0),
+        )
+        empty = sum(not text for item in rows for text in item.row.responses)
+        write_rows(answers.path, rows)
+        answers.finish(rows=len(rows), empty_answers=empty)
+        noted = f", {empty:,} of them empty" if empty else ""
+        count = len(rows) * self.recipe.sampling.num_completions
+        self._say(number, f"{count:,} answers to {len(rows):,} prompts{noted}")
+
+    def _compare(self, number: int, answers: Artefact, preferences: Artefact) -> None:
+        compared = compare_answers(
+            read_rows(answers.path),
+            self.oracle,
+            pairs=self.recipe.schedule.pairs,
+            batch_size=self._batch_size,
+            generator=self._generator(number, 1),
+        )
+        if not compared.rows:
+            raise UserError(
+                f"round {number}{self.label}: no prompt has answers that can be compared "
+                f"({describe_skipped(compared.skipped)}); raise sampling.temperature or sampling.num_completions"
+            )
+        write_rows(preferences.path, compared.rows)
+        preferences.finish(rows=len(compared.rows), skipped={why: len(who) for why, who in compared.skipped.items()})
+        count = sum(len(item.row.comparisons) for item in compared.rows)
+        skipped = f"; {describe_skipped(compared.skipped)}" if compared.skipped else ""
+        self._say(number, f"{count:,} comparisons of {len(compared.rows):,} prompts{skipped}")
+
+    def _train(self, number: int, index: int, model: Artefact) -> None:
+        recipe, folder = self.recipe, model.path.parent
+        set_seed(recipe.seed + number)
+        policy = self._trainable(self._load(self._start_of(number, index)))
+        reference = self._reference()
+        trainer = PreferenceTrainer(
+            model=policy,
+            # The base model without its adapter is the reference of an adapter.
+            ref_model=reference,
+            past_models=self._past(number, policy),
+            players={rival: self._frozen(policy, self._others[rival], number - 1) for rival in self._rivals},
+            # The average of rounds is taken over their models.
+            args=build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder)),
+            train_dataset=read_rows(self.preferences(number).path),
+            processing_class=self.tokenizer,
+            method=self._method,
+            callbacks=[RunFiles(folder, recipe.to_yaml(), round=number)],
+        )
+        whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
+        checkpoint = last_checkpoint(folder) if whole else None
+        write_header(folder, recipe.to_yaml(), checkpoint)
+        if checkpoint is not None:
+            check_same_recipe(checkpoint, recipe.to_yaml())
+            self._say(number, f"resuming from {checkpoint}")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        metrics = _losses(trainer)
+        if model == self.policy_after(number):
+            metrics |= self._win_rate(trainer.model, number, reference)
+        partial = folder / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(model.path, ignore_errors=True)
+        trainer.save_model(str(partial))
+        partial.rename(model.path)
+        model.finish(metrics=metrics)
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+        self._say(number, f"{self._name_of(index)}trained, {_describe(metrics)}")
+
+    def _win_rate(self, policy: Any, number: int, reference: PreTrainedModel | None) -> dict[str, float]:
+        """Against the reference, on the held-out prompts."""
+        if not self.held_out:
+            return {}
+        if isinstance(policy, PeftModel):
+            with policy.disable_adapter():
+                theirs = self._held_out_answers(policy, 0)
+        else:
+            theirs = self._held_out_answers(reference or self._load(self.start()), 0)
+        rate = win_rate(self._held_out_answers(policy, number), theirs, self.oracle)
+        return {f"win_rate_{name}": value for name, value in asdict(rate).items()}
+
+    def _held_out_answers(self, model: Any, number: int) -> tuple[EncodedRow, ...]:
+        return answer_prompts(
+            self._speaker(model, temperature=1.0),
+            self.held_out,
+            num_completions=1,
+            batch_size=self._batch_size,
+            generator=self._generator(number, 2),
+        )
+
+    def _average(self, rounds: int, decay: float) -> None:
+        """The average of the models of all rounds, the start among them."""
+        model = self._trainable(self._load(self.start()))
+        average = TrainableWeights(model)
+        for number in range(1, rounds + 1):
+            model = self._load(self.policy_after(number))
+            average.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
+        with average.in_place(model):
+            model.save_pretrained(str(self.folder / "average"))
+        self.tokenizer.save_pretrained(str(self.folder / "average"))
+
+    # Models ----------------------------------------------------------------------------------------------------------
+
+    def _load(self, policy: Artefact) -> Any:
+        """The model of an artefact; the start is the base model, without an adapter."""
+        spec = self.recipe.policy
+        if policy == self.start():
+            return load_policy(spec, self.tokenizer, seed=self.recipe.seed).to(self.device)
+        if spec.lora is None:
+            return load_causal_model(str(policy.path), spec).to(self.device)
+        base = load_policy(spec, self.tokenizer, seed=self.recipe.seed)
+        return PeftModel.from_pretrained(base, str(policy.path), is_trainable=True).to(self.device)
+
+    def _trainable(self, model: Any) -> Any:
+        """With a new adapter, where the recipe trains one and the model has none."""
+        lora = self.recipe.policy.lora
+        if lora is None or isinstance(model, PeftModel):
+            return model
+        return get_peft_model(model, lora_config(lora, "CAUSAL_LM"))
+
+    def _frozen(self, policy: Any, owner: "Player", number: int) -> FrozenPolicy:
+        """A player's policy after a round; of an adapter its weights alone, for the place of the trained one."""
+        held = owner.policy_after(number)
+        if not isinstance(policy, PeftModel):
+            return owner._load(held)
+        return idle_adapter(policy) if number == 0 else adapter_weights(policy, held.path)
+
+    def _reference(self) -> PreTrainedModel | None:
+        """The reference, where it is no adapter's base model."""
+        spec = self.recipe.policy
+        if spec.ref_model is not None:
+            return load_causal_model(spec.ref_model, spec)
+        return None if spec.lora is not None else self._load(self.start())
+
+    def _past(self, number: int, policy: Any) -> list[FrozenPolicy]:
+        """Policies at the start of earlier rounds, the latest first, as many as the method reads."""
+        window = max((spec.window for spec in self._method.needs.anchors if isinstance(spec, Past)), default=1)
+        return [self._frozen(policy, self, earlier) for earlier in range(number - 2, max(-1, number - 1 - window), -1)]
+
+    def _speaker(self, model: Any, *, temperature: float | None = None) -> CausalLMPolicy:
+        sampling = self.recipe.sampling
+        is_plain = temperature is not None
+        return CausalLMPolicy(
+            model,
+            self.tokenizer,
+            stop_token_ids=stop_token_ids(self.tokenizer),
+            temperature=sampling.temperature if temperature is None else temperature,
+            max_new_tokens=sampling.max_new_tokens,
+            top_k=None if is_plain else sampling.top_k,
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, build_arguments(self.recipe).eval_batch_size)
+
+    def _generator(self, number: int, stage: int) -> torch.Generator:
+        """Another seed for every round and stage, a function of them: a stage done again gives the same.
+
+        Players share it: those with the same oracle and the same start stay the same.
+        """
+        return torch.Generator().manual_seed((self.recipe.seed * 10_007 + number) * 11 + stage)
+
+
+def _losses(trainer: PreferenceTrainer) -> dict[str, float]:
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    parts = []
+    if "last_loss" in metrics:
+        parts.append(f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}")
+    if "win_rate_mean" in metrics:
+        parts.append(
+            f"win rate against the reference {metrics['win_rate_mean']:.3f} "
+            f"+- {metrics['win_rate_half_width']:.3f} on {metrics['win_rate_num_prompts']} held-out prompts"
+        )
+    return ", ".join(parts) or "nothing was logged"
