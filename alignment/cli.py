@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from alignment.doctor import Examination
+    from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
 
 app = typer.Typer(
@@ -80,12 +81,21 @@ def _options(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    one_round: Annotated[
+        bool, typer.Option("--one-round", help="Finish the next round of an iterative recipe, and stop.")
+    ] = False,
+) -> None:
     """Train a policy by a recipe.
 
     \b
     Example: alignment train recipes/quickstart/dpo.yaml training.learning_rate=1e-4 seed=1
     """
+    if one_round:
+        _run_stage(recipe, overrides, "train")
+        return
     from alignment.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -93,6 +103,38 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     from alignment import loop
 
     loop.run(loaded.recipe)
+
+
+@app.command()
+def rollout(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Sample the answers of an iterative recipe's next round.
+
+    With `judge` and `train --one-round` it makes a round of three processes, which need not share a machine's memory.
+
+    \b
+    Example: alignment rollout recipes/inpo/tiny.yaml
+    """
+    _run_stage(recipe, overrides, "rollout")
+
+
+@app.command()
+def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Compare the answers that `rollout` sampled.
+
+    \b
+    Example: alignment judge recipes/inpo/tiny.yaml
+    """
+    _run_stage(recipe, overrides, "judge")
+
+
+def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> None:
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    _print_notes(loaded.notes)
+    from alignment import iterative
+
+    iterative.run_stage(loaded.recipe, stage)
 
 
 @app.command()
