@@ -67,10 +67,7 @@ class AnchorSet:
                 self._copies[spec.name] = _frozen_copy(model)
                 self._decays[spec.name] = spec.decay
             elif isinstance(spec, Frozen):
-                if ref_model is not None:
-                    self._copies[spec.name] = _frozen(ref_model)
-                elif not isinstance(model, PeftModel):
-                    self._copies[spec.name] = self._frozen_start()
+                self._keep_reference(spec.name, ref_model)
             elif isinstance(spec, Previous | Past):
                 if not _is_base(model):
                     self._copies |= dict.fromkeys(spec.columns(), self._frozen_start())
@@ -88,6 +85,15 @@ class AnchorSet:
                     f"anchor '{spec.name}': expected a frozen or slowly moving policy, got {type(spec).__name__}"
                 )
             self.names += spec.columns()
+        if needs.opponent in ("ref", "mixture") or needs.sampler == "mixture":
+            # It answers, whether or not the loss reads its log-probs.
+            self._keep_reference("ref", ref_model)
+
+    def _keep_reference(self, name: str, ref_model: nn.Module | None) -> None:
+        if ref_model is not None:
+            self._copies[name] = _frozen(ref_model)
+        elif not isinstance(self._policy, PeftModel):
+            self._copies[name] = self._frozen_start()
 
     def _frozen_start(self) -> FrozenPolicy:
         if self._start is None:

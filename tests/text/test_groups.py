@@ -140,3 +140,26 @@ def test_wrong_oracles_are_refused(tmp_path: Path) -> None:
     assert isinstance(built, PanelOracle) and built.names == ("brief", "noisy")
     with pytest.raises(UserError, match="in the members of a panel"):
         build_oracle({"kind": "panel", "members": {"a": rule}, "flip": 0.1})
+
+
+@pytest.mark.parametrize("reference", [True, False], ids=["given", "the start"])
+def test_an_opponent_that_no_loss_reads(reference: bool, tmp_path: Path) -> None:
+    """A base without a reference in its loss still plays against one: the given model, or a copy of the start."""
+    maxmin = trainer({"name": "maxmin", "base": {"name": "spo"}}, tmp_path, panel())
+    ref_policy_XA = symbol_policy(maxmin.anchors._copies["ref"])
+    if not reference:
+        args = maxmin.args
+        maxmin = PreferenceTrainer(
+            model=sharp(START),
+            args=args,
+            train_dataset=question_rows(2),
+            processing_class=symbol_tokenizer(),
+            oracle=panel(),
+            method={"name": "maxmin", "base": {"name": "spo"}},
+        )
+        ref_policy_XA = symbol_policy(sharp(START))
+    assert maxmin.anchors.names == ()
+    maxmin.train()
+    with maxmin.anchors.model("ref") as module:
+        torch.testing.assert_close(symbol_policy(module), ref_policy_XA)
+    assert not torch.equal(symbol_policy(maxmin.model), symbol_policy(sharp(START)))
