@@ -1,22 +1,20 @@
-"""What every run writes into its folder, whatever it trains, and how its processes part."""
+"""What every run writes into its folder, whatever it trains."""
 
 import importlib.metadata
 import json
 import platform
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import alignment
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
 
-_SECONDS_TO_SETTLE = 1.0
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
@@ -114,15 +112,3 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in tree.items():
         yield from _leaves(value, f"{prefix}{key}.")
-
-
-def end_processes(trainer: Trainer) -> None:
-    """End the process group, when its threads have nothing left to do.
-
-    A thread of gloo takes the GIL once more after the last collective. A destructor that joins it earlier holds the GIL
-    and waits forever, or aborts; without the pause one launch in six did.
-    """
-    if trainer.args.world_size > 1:
-        trainer.accelerator.wait_for_everyone()
-        time.sleep(_SECONDS_TO_SETTLE)
-    trainer.accelerator.end_training()

@@ -21,6 +21,7 @@ from alignment.models import load_tokenizer
 from alignment.oracles import build_oracle
 from alignment.players import Announce, Player
 from alignment.preparation import prepare_data, write_report
+from alignment.ranks import Ranks
 
 Stage = Literal["rollout", "judge", "train"]
 STAGES: tuple[Stage, ...] = ("rollout", "judge", "train")
@@ -75,6 +76,8 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
     _play(players, number, STAGES if stage == "train" else (stage,))
     if stage == "train" and number == recipe.schedule.rounds:
         _finish(recipe, players, announce)
+    else:
+        players[0].ranks.part()
 
 
 def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> None:
@@ -86,14 +89,10 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
 
 def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
     args = build_arguments(recipe)
-    if args.world_size > 1:
-        raise UserError(
-            f"schedule.kind: rounds run on one process for now, the launch has {args.world_size}; a round from a data "
-            "set (schedule.first: dataset) runs on many"
-        )
+    ranks = Ranks(args.process_index, args.world_size)
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml())
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, quiet=not ranks.is_first, soft_wrap=True)
 
     def announce(line: str) -> None:
         console.print(line, markup=False, highlight=False)
@@ -101,9 +100,11 @@ def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
     set_seed(recipe.seed)
     data = prepare_data(recipe.data, seed=recipe.seed, announce=announce)
     tokenizer = load_tokenizer(recipe.policy, data.train)
-    if not (folder / "recipe.yaml").exists():
-        write_header(folder, recipe.to_yaml(), None)
-    write_report(data, folder)
+    ranks.wait()
+    if ranks.is_first:
+        if not (folder / "recipe.yaml").exists():
+            write_header(folder, recipe.to_yaml(), None)
+        write_report(data, folder)
     prompts = _encode("training prompts", data.train, tokenizer, recipe, announce)
     held_out = _encode("held-out prompts", data.evaluation, tokenizer, recipe, announce)
     players = []
@@ -119,6 +120,7 @@ def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
                 prompts=prompts,
                 held_out=held_out,
                 device=args.device,
+                ranks=ranks,
                 announce=announce,
             )
         )
@@ -133,10 +135,12 @@ def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> Ru
     for player in players:
         rates |= player.finish(recipe.schedule.rounds)
     folder = Path(recipe.output_dir)
-    (folder / "summary.json").write_text(json.dumps({"before": {}, "after": rates}, indent=1) + "\n")
+    if players[0].ranks.is_first:
+        (folder / "summary.json").write_text(json.dumps({"before": {}, "after": rates}, indent=1) + "\n")
     model_folder = players[0].folder / "final"
     for player in players:
         announce(f"model{player.label}: {player.folder / 'final'}")
+    players[0].ranks.part()
     return RunResult(folder=folder, model_folder=model_folder, before={}, after=rates)
 
 

@@ -17,12 +17,13 @@ from alignment.checkpoints import last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, write_header
+from alignment.folders import RunFiles, RunResult, check_same_recipe, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
+from alignment.ranks import Ranks
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Method
 
@@ -112,7 +113,7 @@ def run(recipe: Recipe) -> RunResult:
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
-    end_processes(trainer)
+    Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
 

@@ -25,6 +25,7 @@ from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, write_header
 from alignment.models import load_causal_model, load_policy, lora_config
 from alignment.policies import CausalLMPolicy
+from alignment.ranks import Ranks
 from alignment.rounds import answer_prompts, compare_answers, win_rate
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
@@ -45,6 +46,7 @@ class Player:
         prompts: encoded, without answers.
         held_out: likewise, for the win rate against the reference.
         device: where models go.
+        ranks: the processes of the launch.
         announce: is told what was done.
     """
 
@@ -59,10 +61,11 @@ class Player:
         prompts: tuple[EncodedRow, ...],
         held_out: tuple[EncodedRow, ...],
         device: torch.device,
+        ranks: Ranks,
         announce: Announce,
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
-        self.prompts, self.held_out, self.device = prompts, held_out, device
+        self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
         self.label = f" of {name}" if name else ""
         self._announce = announce
         self._method = recipe.build_method()
@@ -179,14 +182,17 @@ class Player:
                     self._say(number, f"{self._name_of(index)}finished before, {described}")
                 else:
                     self._train(number, index, model)
+        # The first process writes what the others read next.
+        self.ranks.wait()
 
     def finish(self, rounds: int) -> dict[str, float]:
         """Copy the last round's model to ``final``, average where asked, and give its win rate."""
-        final = self.folder / "final"
-        shutil.rmtree(final, ignore_errors=True)
-        shutil.copytree(self.policy_after(rounds).path, final)
-        if self.recipe.average is not None:
-            self._average(rounds, self.recipe.average.decay)
+        if self.ranks.is_first:
+            final = self.folder / "final"
+            shutil.rmtree(final, ignore_errors=True)
+            shutil.copytree(self.policy_after(rounds).path, final)
+            if self.recipe.average is not None:
+                self._average(rounds, self.recipe.average.decay)
         metrics = self.policy_after(rounds).notes()["metrics"]
         prefix = f"{self.name}." if self.name else ""
         return {f"{prefix}{name}": value for name, value in metrics.items() if name.startswith("win_rate")}
@@ -206,11 +212,13 @@ class Player:
             prompts,
             num_completions=self.recipe.sampling.num_completions,
             batch_size=self._batch_size,
-            generator=self._generator(number, 0),
+            seed=self._seed(number, 0),
+            ranks=self.ranks,
         )
         empty = sum(not text for item in rows for text in item.row.responses)
-        write_rows(answers.path, rows)
-        answers.finish(rows=len(rows), empty_answers=empty)
+        if self.ranks.is_first:
+            write_rows(answers.path, rows)
+            answers.finish(rows=len(rows), empty_answers=empty)
         noted = f", {empty:,} of them empty" if empty else ""
         count = len(rows) * self.recipe.sampling.num_completions
         self._say(number, f"{count:,} answers to {len(rows):,} prompts{noted}")
@@ -221,15 +229,18 @@ class Player:
             self.oracle,
             pairs=self.recipe.schedule.pairs,
             batch_size=self._batch_size,
-            generator=self._generator(number, 1),
+            seed=self._seed(number, 1),
+            ranks=self.ranks,
         )
         if not compared.rows:
             raise UserError(
                 f"round {number}{self.label}: no prompt has answers that can be compared "
                 f"({describe_skipped(compared.skipped)}); raise sampling.temperature or sampling.num_completions"
             )
-        write_rows(preferences.path, compared.rows)
-        preferences.finish(rows=len(compared.rows), skipped={why: len(who) for why, who in compared.skipped.items()})
+        if self.ranks.is_first:
+            write_rows(preferences.path, compared.rows)
+            skips = {why: len(who) for why, who in compared.skipped.items()}
+            preferences.finish(rows=len(compared.rows), skipped=skips)
         count = sum(len(item.row.comparisons) for item in compared.rows)
         skipped = f"; {describe_skipped(compared.skipped)}" if compared.skipped else ""
         self._say(number, f"{count:,} comparisons of {len(compared.rows):,} prompts{skipped}")
@@ -254,7 +265,8 @@ class Player:
         )
         whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
         checkpoint = last_checkpoint(folder) if whole else None
-        write_header(folder, recipe.to_yaml(), checkpoint)
+        if self.ranks.is_first:
+            write_header(folder, recipe.to_yaml(), checkpoint)
         if checkpoint is not None:
             check_same_recipe(checkpoint, recipe.to_yaml())
             self._say(number, f"resuming from {checkpoint}")
@@ -263,13 +275,16 @@ class Player:
         if model == self.policy_after(number):
             metrics |= self._win_rate(trainer.model, number, reference)
         partial = folder / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(model.path, ignore_errors=True)
+        if self.ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(model.path, ignore_errors=True)
+        self.ranks.wait()
         trainer.save_model(str(partial))
-        partial.rename(model.path)
-        model.finish(metrics=metrics)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
+        if self.ranks.is_first:
+            partial.rename(model.path)
+            model.finish(metrics=metrics)
+            for path in folder.glob("checkpoint-*"):
+                shutil.rmtree(path)
         self._say(number, f"{self._name_of(index)}trained, {_describe(metrics)}")
 
     def _win_rate(self, policy: Any, number: int, reference: PreTrainedModel | None) -> dict[str, float]:
@@ -290,7 +305,8 @@ class Player:
             self.held_out,
             num_completions=1,
             batch_size=self._batch_size,
-            generator=self._generator(number, 2),
+            seed=self._seed(number, 2),
+            ranks=self.ranks,
         )
 
     def _average(self, rounds: int, decay: float) -> None:
@@ -358,12 +374,12 @@ class Player:
     def _batch_size(self) -> int:
         return max(1, build_arguments(self.recipe).eval_batch_size)
 
-    def _generator(self, number: int, stage: int) -> torch.Generator:
+    def _seed(self, number: int, stage: int) -> int:
         """Another seed for every round and stage, a function of them: a stage done again gives the same.
 
         Players share it: those with the same oracle and the same start stay the same.
         """
-        return torch.Generator().manual_seed((self.recipe.seed * 10_007 + number) * 11 + stage)
+        return (self.recipe.seed * 10_007 + number) * 11 + stage
 
 
 def _losses(trainer: PreferenceTrainer) -> dict[str, float]:

@@ -21,10 +21,12 @@ import torch
 from alignment.data import Comparison, EncodedRow, collate, prompt_text
 from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy
+from alignment.ranks import Ranks
 from alignment.stages import prompts_only
 from alignment.types import Completions, Oracle
 
 _Z95 = 1.959964
+ALONE = Ranks()
 
 
 def answer_prompts(
@@ -33,7 +35,8 @@ def answer_prompts(
     *,
     num_completions: int,
     batch_size: int,
-    generator: torch.Generator,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[EncodedRow, ...]:
     """Answers of the policy, not compared yet.
 
@@ -42,16 +45,22 @@ def answer_prompts(
         prompts: encoded rows; what they hold besides a prompt is left out. A prompt that comes twice is answered twice.
         num_completions: answers to a prompt.
         batch_size: prompts answered at once.
-        generator: seeds the answers.
+        seed: of the answers; on any number of processes they are the same.
+        ranks: the processes that share the prompts; each gets all answers.
     """
-    rows: list[EncodedRow] = []
-    for chunk in _chunks(prompts, batch_size):
+
+    def answer(chunk: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
         batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)
         answers = policy.sample(prompts_only(batch), num_completions=num_completions, generator=generator)
+        rows = []
         for b, (item, texts) in enumerate(zip(chunk, policy.texts(answers), strict=True)):
             row = replace(item.row, responses=tuple(texts), comparisons=(), scores=None, panel=())
             rows.append(EncodedRow(prompt_ids=item.prompt_ids, completion_ids=_token_ids(answers, b), row=row))
-    return tuple(rows)
+        return rows
+
+    chunks = list(_chunks(prompts, batch_size))
+    answered = ranks.gather([(n, answer(chunk, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
+    return tuple(row for rows in answered for row in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +81,13 @@ _NO_WINNER = "the tournament's winner does not beat its loser"
 
 
 def compare_answers(
-    rows: Sequence[EncodedRow], oracle: Oracle, *, pairs: str = "all", batch_size: int, generator: torch.Generator
+    rows: Sequence[EncodedRow],
+    oracle: Oracle,
+    *,
+    pairs: str = "all",
+    batch_size: int,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> Compared:
     """Ask the oracle about answers, and keep the pairs that are trained on.
 
@@ -81,14 +96,17 @@ def compare_answers(
         oracle: each pair is asked in both orders.
         pairs: a name in :data:`SELECTIONS`.
         batch_size: prompts asked about at once.
-        generator: chooses among pairs, where chance does.
+        seed: chooses among pairs, where chance does.
+        ranks: the processes that share the questions; each gets all answers.
     """
     select = SELECTIONS[pairs]
     kept: list[EncodedRow] = []
     skipped: dict[str, list[str]] = {}
     alike = [len(set(item.row.responses)) == 1 for item in rows]
-    for chunk in _chunks([item for item, same in zip(rows, alike, strict=True) if not same], batch_size):
-        for item, selection in zip(chunk, select(chunk, oracle, generator), strict=True):
+    chunks = list(_chunks([item for item, same in zip(rows, alike, strict=True) if not same], batch_size))
+    selected = ranks.gather([(n, select(chunk, oracle, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
+    for chunk, selections in zip(chunks, selected, strict=True):
+        for item, selection in zip(chunk, selections, strict=True):
             if selection is None:
                 skipped.setdefault(_NO_WINNER, []).append(item.row.source)
             else:
@@ -185,6 +203,11 @@ def win_rate(ours: Sequence[EncodedRow], theirs: Sequence[EncodedRow], oracle: O
     wins_N = ask(oracle, _prompts(ours), left, right)
     spread = float(wins_N.std()) / math.sqrt(len(wins_N)) if len(wins_N) > 1 else math.inf
     return WinRate(mean=float(wins_N.mean()), half_width=_Z95 * spread, num_prompts=len(wins_N))
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Another seed for every chunk, so that it does not matter who has it."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 def _chunks(rows: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:

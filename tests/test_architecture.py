@@ -30,6 +30,7 @@ LAYERS = [
         "tiny",
         "artefacts",
         "weights",
+        "ranks",
         "_trl_compat",
     },
     {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},

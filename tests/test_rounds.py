@@ -36,8 +36,7 @@ def answered(*numbers: int, source: str = "a:1") -> EncodedRow:
 
 
 def compare(rows: Sequence[EncodedRow], oracle: Ranked, pairs: str) -> tuple[EncodedRow, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return compare_answers(rows, oracle, pairs=pairs, batch_size=2, generator=generator).rows
+    return compare_answers(rows, oracle, pairs=pairs, batch_size=2, seed=0).rows
 
 
 def test_all_pairs_keep_their_probabilities() -> None:
@@ -80,17 +79,15 @@ def test_the_tournament_takes_eleven_questions() -> None:
 
 def test_a_tournament_without_a_winner_is_left_out() -> None:
     """An oracle without an opinion: every tie goes to the first answer, and the last match is a tie as well."""
-    generator = torch.Generator().manual_seed(0)
     rows = [answered(1, 2, 3, 4)]
-    compared = compare_answers(rows, Ranked(sure=0.5), pairs="knockout", batch_size=1, generator=generator)
+    compared = compare_answers(rows, Ranked(sure=0.5), pairs="knockout", batch_size=1, seed=0)
     assert compared.rows == () and list(compared.skipped.values()) == [("a:1",)]
 
 
 @pytest.mark.parametrize("pairs", ["all", "random", "best_worst", "knockout"])
 def test_prompts_whose_answers_are_alike_are_skipped_unasked(pairs: str) -> None:
     oracle = Ranked()
-    generator = torch.Generator().manual_seed(0)
-    compared = compare_answers([answered(2, 2)], oracle, pairs=pairs, batch_size=1, generator=generator)
+    compared = compare_answers([answered(2, 2)], oracle, pairs=pairs, batch_size=1, seed=0)
     assert compared.rows == () and compared.skipped == {"answers all alike": ("a:1",)} and oracle.asked == 0
 
 
@@ -123,8 +120,7 @@ def test_a_round_keeps_the_sampled_tokens(
     )
 
     def answers(seed: int) -> tuple[EncodedRow, ...]:
-        generator = torch.Generator().manual_seed(seed)
-        return answer_prompts(policy, prompts, num_completions=2, batch_size=2, generator=generator)
+        return answer_prompts(policy, prompts, num_completions=2, batch_size=2, seed=seed)
 
     found = answers(0)
     assert found == answers(0) != answers(1)

@@ -18,9 +18,10 @@ from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
 from alignment.fitting.mixture import run_mixture
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
+from alignment.folders import RunFiles, check_same_recipe, write_header
 from alignment.models import load_reward_model, load_tokenizer, lora_config
 from alignment.preparation import write_report
+from alignment.ranks import Ranks
 from alignment.rewards.em import log_sigmoid
 from alignment.rewards.pairs import StrictPairs, TextPair, strict_pairs
 from alignment.rewards.separation import accuracy
@@ -81,7 +82,7 @@ def run(recipe: RewardRecipe) -> FitResult:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
         print_table(before, after, console)
         console.print(f"model: {result.model_folder}", markup=False, highlight=False)
-    end_processes(trainer)
+    Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
 

@@ -15,9 +15,10 @@ from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_same_recipe, end_processes, write_header
+from alignment.folders import RunFiles, check_same_recipe, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
+from alignment.ranks import Ranks
 from alignment.rewards.pairs import check_plain, preferred
 
 # What the table shows of TRL's metrics: theirs -> ours.
@@ -70,7 +71,7 @@ def run(recipe: SFTRecipe) -> FitResult:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
         print_table(before, after, console)
         console.print(f"model: {result.model_folder}", markup=False, highlight=False)
-    end_processes(trainer)
+    Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
 

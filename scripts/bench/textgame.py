@@ -190,9 +190,8 @@ def play_rounds(text: TextGame, setting: Setting, folder: str) -> list[dict[str,
         policy = CausalLMPolicy(
             model, text.tokenizer, stop_token_ids=stop_token_ids(text.tokenizer), temperature=1.0, max_new_tokens=20
         )
-        generator = torch.Generator().manual_seed(number)
-        answers = answer_prompts(policy, questions, num_completions=4, batch_size=120, generator=generator)
-        rows = compare_answers(answers, oracle, batch_size=120, generator=generator).rows
+        answers = answer_prompts(policy, questions, num_completions=4, batch_size=120, seed=number)
+        rows = compare_answers(answers, oracle, batch_size=120, seed=number).rows
         start = copy.deepcopy(model)
         trainer = PreferenceTrainer(
             model=model,

@@ -40,3 +40,18 @@ def test_two_stages_on_two_processes(tmp_path: Path) -> None:
     said = launch(tmp_path / "egpo", processes=2, batch=2, recipe="recipes/quickstart/egpo.yaml")
     assert "2 process(es), MULTI_CPU" in said and "win rate" in said
     assert parameters(tmp_path / "egpo").isfinite().all()
+
+
+def test_rounds_on_two_processes_equal_one(tmp_path: Path) -> None:
+    """Two rounds: the same answers to the letter, the same comparisons, and weights to 1e-5."""
+    overrides = (
+        *("schedule.rounds=2", "sampling.num_completions=3", "training.save_strategy=no"),
+        "policy.tiny={hidden_size: 16, num_layers: 1, num_heads: 2, vocab_size: 300}",
+    )
+    launch(tmp_path / "two", processes=2, batch=4, recipe="recipes/inpo/tiny.yaml", overrides=overrides)
+    launch(tmp_path / "one", processes=1, batch=8, recipe="recipes/inpo/tiny.yaml", overrides=overrides)
+    for name in ("answers", "preferences"):
+        two, one = ((tmp_path / run / "round-1" / f"{name}.jsonl").read_text() for run in ("two", "one"))
+        assert two == one
+    assert losses(tmp_path / "two" / "round-2") == pytest.approx(losses(tmp_path / "one" / "round-2"), rel=1e-3)
+    torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-4)
