@@ -121,6 +121,7 @@ def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
                 held_out=held_out,
                 device=args.device,
                 ranks=ranks,
+                batch_size=args.eval_batch_size,
                 announce=announce,
             )
         )

@@ -47,6 +47,7 @@ class Player:
         held_out: likewise, for the win rate against the reference.
         device: where models go.
         ranks: the processes of the launch.
+        batch_size: prompts that a process answers or asks about at once.
         announce: is told what was done.
     """
 
@@ -62,12 +63,13 @@ class Player:
         held_out: tuple[EncodedRow, ...],
         device: torch.device,
         ranks: Ranks,
+        batch_size: int,
         announce: Announce,
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
         self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
         self.label = f" of {name}" if name else ""
-        self._announce = announce
+        self._announce, self._batch_size = announce, batch_size
         self._method = recipe.build_method()
         self._tree = recipe.model_dump(mode="json", exclude_none=True)
         self._others: Mapping[str, Player] = {}
@@ -247,6 +249,8 @@ class Player:
 
     def _train(self, number: int, index: int, model: Artefact) -> None:
         recipe, folder = self.recipe, model.path.parent
+        # The average is taken over the rounds. Building arguments resets the state of Accelerate: never beside a trainer.
+        args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
         set_seed(recipe.seed + number)
         policy = self._trainable(self._load(self._start_of(number, index)))
         reference = self._reference()
@@ -256,8 +260,7 @@ class Player:
             ref_model=reference,
             past_models=self._past(number, policy),
             players={rival: self._frozen(policy, self._others[rival], number - 1) for rival in self._rivals},
-            # The average of rounds is taken over their models.
-            args=build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder)),
+            args=args,
             train_dataset=read_rows(self.preferences(number).path),
             processing_class=self.tokenizer,
             method=self._method,
@@ -369,10 +372,6 @@ class Player:
             max_new_tokens=sampling.max_new_tokens,
             top_k=None if is_plain else sampling.top_k,
         )
-
-    @property
-    def _batch_size(self) -> int:
-        return max(1, build_arguments(self.recipe).eval_batch_size)
 
     def _seed(self, number: int, stage: int) -> int:
         """Another seed for every round and stage, a function of them: a stage done again gives the same.

@@ -72,6 +72,21 @@ def test_two_processes_equal_one(tmp_path: Path, method: str, config: str) -> No
 @needs_compiler
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
+def test_rounds_equal_those_of_one_process(tmp_path: Path) -> None:
+    """Two rounds in one launch: each has an engine of its own, and samples from what the one before has saved."""
+    overrides = (
+        *("schedule.rounds=2", "sampling.num_completions=3", "training.save_strategy=no"),
+        "policy.tiny={hidden_size: 16, num_layers: 1, num_heads: 2, vocab_size: 300}",
+    )
+    recipe = "recipes/inpo/tiny.yaml"
+    launch(tmp_path / "two", processes=2, batch=4, recipe=recipe, overrides=overrides, config="zero2_cpu")
+    launch(tmp_path / "one", processes=1, batch=8, recipe=recipe, overrides=overrides)
+    torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.distributed
+@pytest.mark.timeout(300)
 def test_the_optimizer_state_is_partitioned(tmp_path: Path) -> None:
     (tmp_path / "partition.py").write_text(PARTITION)
     command = [
