@@ -249,7 +249,7 @@ class Player:
 
     def _train(self, number: int, index: int, model: Artefact) -> None:
         recipe, folder = self.recipe, model.path.parent
-        # The average is taken over the rounds. Building arguments resets the state of Accelerate: never beside a trainer.
+        # The average is over rounds. Building arguments resets the state of Accelerate: never beside a trainer.
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
         set_seed(recipe.seed + number)
         policy = self._trainable(self._load(self._start_of(number, index)))
