@@ -24,7 +24,7 @@ from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.folders import RunFiles, RunResult, check_same_recipe, write_header
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
-from alignment.oracles import build_oracle
+from alignment.oracles import Accounts, build_oracle, deciding_keys
 from alignment.policies import CausalLMPolicy
 from alignment.preparation import prepare_data, write_report
 from alignment.rounds import answer_prompts, compare_answers, win_rate
@@ -32,8 +32,12 @@ from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
 
 
-def run(recipe: Recipe) -> RunResult:
+def run(recipe: Recipe, accounts: Accounts) -> RunResult:
     """Train by an iterative recipe, one round after the other.
+
+    Args:
+        recipe: what is trained.
+        accounts: where the oracle's verdicts and costs are kept.
 
     Returns:
         The last round's model, with its win rate against the reference where prompts are held out.
@@ -65,7 +69,7 @@ def run(recipe: Recipe) -> RunResult:
         recipe=recipe,
         folder=folder,
         tokenizer=tokenizer,
-        oracle=build_oracle(recipe.oracle, args.device),
+        oracle=build_oracle(recipe.oracle, args.device, accounts),
         prompts=_encode("training prompts", data.train, tokenizer, recipe, announce),
         held_out=_encode("held-out prompts", data.evaluation, tokenizer, recipe, announce),
         device=args.device,
@@ -137,7 +141,11 @@ class _Campaign:
         )
         preferences = Artefact(
             folder / "preferences.jsonl",
-            {"answers": answers.fingerprint, "oracle": recipe.oracle, "pairs": schedule["pairs"]},
+            {
+                "answers": answers.fingerprint,
+                "oracle": None if recipe.oracle is None else deciding_keys(recipe.oracle),
+                "pairs": schedule["pairs"],
+            },
         )
         model = Artefact(
             folder / "model",
