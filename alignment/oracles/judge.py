@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import openai
@@ -111,19 +111,26 @@ class Judge:
             BudgetError: before the call that the budget does not allow. Replies under way are delivered first.
         """
         self._given_up.clear()
+        failures: list[Exception] = []
 
         def ask(n: int) -> None:
-            if not self._given_up.is_set():
+            if self._given_up.is_set():
+                return
+            try:
                 deliver([(n, self._verdict(questions[n]))])
+            except Exception as error:
+                failures.append(error)
+                self._given_up.set()
 
         with ThreadPoolExecutor(max_workers=min(self.patience.concurrency, len(questions))) as pool:
             try:
-                for future in as_completed([pool.submit(ask, n) for n in range(len(questions))]):
-                    future.result()
-            except BaseException:
+                list(pool.map(ask, range(len(questions))))
+            finally:
+                # An interrupt comes here before the others are done.
                 self._given_up.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        if failures:
+            # Those after it were given up because of it.
+            raise failures[0]
 
     def _verdict(self, question: Question) -> Verdict:
         (text,) = fill_template(self.request.template, [question.prompt], [question.left], [question.right])
