@@ -122,7 +122,7 @@ class RewardSpec(OracleSpec):
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model, num_labels=1)
         oracle = BradleyTerryOracle(model.to(device), tokenizer, batch_size=self.batch_size)
-        return _modelled(oracle, self, {"kind": "bradley_terry"}, accounts, is_exact=True)
+        return _modelled(oracle, self, {"kind": "bradley_terry"}, accounts)
 
 
 class PairwiseSpec(OracleSpec):
@@ -452,8 +452,6 @@ def _modelled(
     spec: RewardSpec | PairwiseSpec | LanguageModelSpec,
     identity: Mapping[str, Any],
     accounts: Accounts,
-    *,
-    is_exact: bool = False,
 ) -> Oracle:
     """An oracle that runs a model here; its verdicts are kept where that is asked for, or its questions are limited."""
     is_kept = bool(spec.ledger) or spec.budget is not None
@@ -464,13 +462,13 @@ def _modelled(
         budget=None if spec.budget is None else Budget(calls=spec.budget.calls),
     )
     kept = KeptOracle(LocalAsker(oracle, account), account) if is_kept else oracle
-    return _ordered(kept, spec, account, is_exact=is_exact)
+    return _ordered(kept, spec, account)
 
 
-def _ordered(oracle: Oracle, spec: OracleSpec, account: Account, *, is_exact: bool = False) -> Oracle:
+def _ordered(oracle: Oracle, spec: OracleSpec, account: Account) -> Oracle:
     if not spec.symmetrize:
         return OneOrder(oracle)
-    return BothOrders(oracle, is_exact=is_exact, on_inconsistency=account.note_inconsistency)
+    return BothOrders(oracle, on_inconsistency=account.note_inconsistency)
 
 
 def _handed_down(spec: MixtureSpec | PanelSpec, member: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
+from alignment.oracles.base import answers_of
 from alignment.oracles.ledger import Account, Figures, Question, Verdict
 from alignment.types import Oracle
 
@@ -115,7 +116,8 @@ class LocalAsker:
             self.account.reserve(calls)
             try:
                 texts = [(questions[n].prompt, questions[n].left, questions[n].right) for n in places]
-                answers_N = self.oracle.prefer(*(list(column) for column in zip(*texts, strict=True)))
+                # Checked first: what is no probability is not kept.
+                answers_N = answers_of(self.oracle, *zip(*texts, strict=True))
             finally:
                 self.account.settle(calls, calls)
             deliver([(n, Verdict(float(p))) for n, p in zip(places, answers_N.tolist(), strict=True)])

@@ -357,7 +357,7 @@ def broken(prompt: str, left: str, right: str) -> float:
     return {"nan": float("nan"), "1.2": 1.2}[prompt]
 
 
-def test_rules_of_a_recipe_are_checked_too() -> None:
+def test_rules_of_a_recipe_are_checked_too(tmp_path: Path) -> None:
     here = "tests.oracles.test_ledger"
     block = {"kind": "rule", "rule": f"{here}:always_first"}
     with pytest.raises(UserError, match=r"got 0\.7 \+ 0\.7 .*symmetrize: false"):
@@ -365,6 +365,8 @@ def test_rules_of_a_recipe_are_checked_too() -> None:
     answer = ask(build_oracle({**block, "symmetrize": False}), ["x"], ["a"], ["b"]).item()
     assert answer == pytest.approx(0.7) or answer == pytest.approx(0.3)
     for prompt in ("nan", "1.2"):
-        for keys in ({}, {"symmetrize": False}):
-            with pytest.raises(UserError, match=rf"expected a probability in \[0, 1\], got {prompt} for prompt"):
-                ask(build_oracle({"kind": "rule", "rule": f"{here}:broken", **keys}), [prompt], ["a"], ["b"])
+        for keys in ({}, {"symmetrize": False}, {"ledger": str(tmp_path / "oracle.sqlite")}):
+            for _ in range(2):
+                with pytest.raises(UserError, match=rf"expected a probability in \[0, 1\], got {prompt} for prompt"):
+                    ask(build_oracle({"kind": "rule", "rule": f"{here}:broken", **keys}), [prompt], ["a"], ["b"])
+    assert stored(tmp_path) == 0
