@@ -132,9 +132,9 @@ def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> 
 
     loaded = load_recipe(recipe, overrides or ())
     _print_notes(loaded.notes)
-    from alignment import iterative
+    from alignment import loop
 
-    iterative.run_stage(loaded.recipe, stage)
+    loop.run_stage(loaded.recipe, stage)
 
 
 @app.command()

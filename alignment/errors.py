@@ -11,3 +11,7 @@ class MissingAnchorError(UserError):
 
 class MissingFeedbackError(UserError):
     """A loss asked for a kind of feedback that the oracle or the data did not give."""
+
+
+class BudgetError(UserError):
+    """The next question to an oracle would cost more than its budget leaves. What was paid for is in the ledger."""

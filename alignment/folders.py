@@ -2,18 +2,22 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import alignment
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
+from alignment.oracles import Accounts, deciding_keys
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
@@ -76,6 +80,33 @@ class RunFiles(TrainerCallback):
             (self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml").write_text(self.recipe)
 
 
+class OracleFigures(TrainerCallback):
+    """Adds what the oracles answered and cost so far to every log line; it stands before whoever writes the line."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self.accounts = accounts
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.accounts.is_used:
+            logs |= {f"oracle_{name}": value for name, value in self.accounts.spent.as_numbers().items()}
+
+
+@contextmanager
+def oracle_accounts(folder: Path) -> Iterator[Accounts]:
+    """Accounts of a run's oracles; they end in ``oracle.json`` and one line, also where the run breaks off."""
+    accounts = Accounts(folder)
+    try:
+        yield accounts
+    finally:
+        # Every process has accounts; what they share is written by the first.
+        if accounts.is_used and os.environ.get("RANK", "0") == "0":
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "oracle.json").write_text(json.dumps(accounts.summary(), indent=1) + "\n")
+            console = Console(stderr=True, soft_wrap=True)
+            console.print(f"oracle: {accounts.spent.describe()}", markup=False, highlight=False)
+        accounts.close()
+
+
 # What may differ between a run and its continuation: how long, where, and what is seen of it.
 _FREE = re.compile(
     r"output_dir|schedule\.rounds|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
@@ -96,7 +127,7 @@ def check_same_recipe(checkpoint: Path, recipe: str) -> None:
     path = checkpoint / "recipe.yaml"
     if not path.exists():
         return
-    before, now = (dict(_leaves(parse_text(text, str(path)))) for text in (path.read_text(), recipe))
+    before, now = (dict(_leaves(_deciding(parse_text(text, str(path))))) for text in (path.read_text(), recipe))
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and not _FREE.fullmatch(key)]
     if differing:
         said = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing)
@@ -104,6 +135,15 @@ def check_same_recipe(checkpoint: Path, recipe: str) -> None:
             f"{checkpoint}: expected the recipe that the checkpoint was made by, found other values of {said}; set "
             "them back, or start anew in another output_dir"
         )
+
+
+def _deciding(tree: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without what an oracle may cost."""
+    players = {
+        name: {**spec, "oracle": deciding_keys(spec["oracle"])} for name, spec in (tree.get("players") or {}).items()
+    }
+    oracle = None if tree.get("oracle") is None else deciding_keys(tree["oracle"])
+    return {**tree, "oracle": oracle, "players": players}
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

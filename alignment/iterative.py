@@ -18,7 +18,7 @@ from alignment.data import EncodedRow, Row, encode_rows
 from alignment.errors import UserError
 from alignment.folders import RunResult, check_same_recipe, write_header
 from alignment.models import load_tokenizer
-from alignment.oracles import build_oracle
+from alignment.oracles import Accounts, build_oracle
 from alignment.players import Announce, Player
 from alignment.preparation import prepare_data, write_report
 from alignment.ranks import Ranks
@@ -27,8 +27,12 @@ Stage = Literal["rollout", "judge", "train"]
 STAGES: tuple[Stage, ...] = ("rollout", "judge", "train")
 
 
-def run(recipe: Recipe) -> RunResult:
+def run(recipe: Recipe, accounts: Accounts) -> RunResult:
     """Train by an iterative recipe, one round after the other.
+
+    Args:
+        recipe: what is trained.
+        accounts: where the oracles' verdicts and costs are kept.
 
     Returns:
         The last round's model, with its win rate against the reference where prompts are held out.
@@ -36,13 +40,13 @@ def run(recipe: Recipe) -> RunResult:
     Raises:
         UserError: for anything in data or recipe that cannot be trained on, and for a run folder of another recipe.
     """
-    players, announce = _set_up(recipe)
+    players, announce = _set_up(recipe, accounts)
     for number in range(1, recipe.schedule.rounds + 1):
         _play(players, number, STAGES)
     return _finish(recipe, players, announce)
 
 
-def run_stage(recipe: Recipe, stage: Stage) -> None:
+def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
     """Take the first round that is not finished as far as one stage, and stop there.
 
     So that the stages may run as processes of their own, with other launchers and on other machines.
@@ -51,6 +55,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
         recipe: an iterative recipe.
         stage: ``rollout``: sample its answers; ``judge``: compare them, which expects them; ``train``: whatever the
             round still lacks.
+        accounts: as for :func:`run`.
 
     Raises:
         UserError: as :func:`run`; if the recipe has no rounds; if an earlier stage is missing.
@@ -60,7 +65,7 @@ def run_stage(recipe: Recipe, stage: Stage) -> None:
             f"expected a recipe whose rounds sample (schedule.kind: iterative), found schedule.kind = "
             f"'{recipe.schedule.kind}'; `alignment train` runs it"
         )
-    players, announce = _set_up(recipe)
+    players, announce = _set_up(recipe, accounts)
     rounds = range(1, recipe.schedule.rounds + 1)
     number = next((n for n in rounds if not all(player.has_finished(n) for player in players)), None)
     if number is None:
@@ -87,7 +92,7 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
             player.advance(number, stage)
 
 
-def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
+def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]:
     args = build_arguments(recipe)
     ranks = Ranks(args.process_index, args.world_size)
     folder = Path(recipe.output_dir)
@@ -116,7 +121,7 @@ def _set_up(recipe: Recipe) -> tuple[list[Player], Announce]:
                 recipe=own,
                 folder=folder / name,
                 tokenizer=tokenizer,
-                oracle=build_oracle(own.oracle, args.device),
+                oracle=build_oracle(own.oracle, args.device, accounts),
                 prompts=prompts,
                 held_out=held_out,
                 device=args.device,

@@ -17,11 +17,11 @@ from alignment.checkpoints import last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.folders import RunFiles, RunResult, check_same_recipe, write_header
+from alignment.folders import OracleFigures, RunFiles, RunResult, check_same_recipe, oracle_accounts, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
-from alignment.oracles import build_oracle
+from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.ranks import Ranks
 from alignment.trainer import PreferenceTrainer
@@ -44,9 +44,19 @@ def run(recipe: Recipe) -> RunResult:
 
     Raises:
         UserError: for anything in the data or the recipe that cannot be trained on.
+        BudgetError: where the oracle's budget ends; what was paid for is kept, and a continuation uses it.
     """
-    if recipe.samples_in_rounds:
-        return iterative.run(recipe)
+    with oracle_accounts(Path(recipe.output_dir)) as accounts:
+        return iterative.run(recipe, accounts) if recipe.samples_in_rounds else _run(recipe, accounts)
+
+
+def run_stage(recipe: Recipe, stage: iterative.Stage) -> None:
+    """Take an iterative recipe's next round as far as one stage; see :func:`alignment.iterative.run_stage`."""
+    with oracle_accounts(Path(recipe.output_dir)) as accounts:
+        iterative.run_stage(recipe, stage, accounts)
+
+
+def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     method = recipe.build_method()
     if uses_deepspeed(recipe.training):
         check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
@@ -58,6 +68,7 @@ def run(recipe: Recipe) -> RunResult:
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if checkpoint is not None:
         check_same_recipe(checkpoint, recipe.to_yaml())
+    oracle = None if recipe.oracle is None else build_oracle(recipe.oracle, args.device, accounts)
     set_seed(recipe.seed)
     data = prepare_data(
         recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
@@ -82,10 +93,10 @@ def run(recipe: Recipe) -> RunResult:
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=tokenizer,
-            oracle=None if recipe.oracle is None else build_oracle(recipe.oracle, args.device),
+            oracle=oracle,
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
-            callbacks=[RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],
+            callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)

@@ -24,6 +24,7 @@ from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, write_header
 from alignment.models import load_causal_model, load_policy, lora_config
+from alignment.oracles import deciding_keys
 from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
 from alignment.rounds import answer_prompts, compare_answers, win_rate
@@ -104,7 +105,8 @@ class Player:
 
     def preferences(self, number: int) -> Artefact:
         """What the oracle says of them."""
-        made_by = {"oracle": self.recipe.oracle, "pairs": self.recipe.schedule.pairs}
+        assert self.recipe.oracle is not None
+        made_by = {"oracle": deciding_keys(self.recipe.oracle), "pairs": self.recipe.schedule.pairs}
         return self._once(
             "preferences",
             number,

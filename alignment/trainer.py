@@ -33,7 +33,7 @@ from alignment.data import (
     stop_token_ids,
     with_mismatched,
 )
-from alignment.errors import UserError
+from alignment.errors import BudgetError, UserError
 from alignment.functional import preference_metrics
 from alignment.groups import GroupWelfare, check_panel
 from alignment.iterations import AdvanceAnchors, KeepAverage, WholeIterations, count_steps, per_iteration
@@ -582,9 +582,10 @@ class PreferenceTrainer(Trainer):
 
         Raises:
             UserError: if there is no whole checkpoint.
+            BudgetError: where the oracle's budget ends; on one process a checkpoint of the last iteration is left.
         """
         if not resume_from_checkpoint:
-            return super().train(**trainer_options)
+            return self._train_within_budget(trainer_options)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
         state_file = Path(resume_from_checkpoint) / STATE_FILE
@@ -596,4 +597,19 @@ class PreferenceTrainer(Trainer):
             self.groups.state = state["groups"].cpu()
         if self.average is not None:
             self.average.load(state["average"])
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **trainer_options)
+        return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
+
+    def _train_within_budget(self, trainer_options: Mapping[str, Any]) -> Any:
+        try:
+            return super().train(**trainer_options)
+        except BudgetError as error:
+            # Inside an iteration the weights are nobody's policy, and other processes wait inside the step.
+            is_whole = self.state.global_step > 0 and self.state.global_step % self._steps == 0
+            if not is_whole or self.args.world_size > 1:
+                raise
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if not (folder / STATE_FILE).exists():
+                self._step = self._steps - 1
+                self._save_checkpoint(self.model, trial=None)
+                self.callback_handler.on_save(self.args, self.state, self.control)
+            raise BudgetError(f"{error}; {folder} continues it (training.resume_from_checkpoint=last)") from None

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from alignment import iterative, loop, players
+from alignment import loop, players
 from alignment.config import load_recipe
 from alignment.errors import UserError
 from alignment.folders import RunResult
@@ -230,19 +230,19 @@ def test_stages_run_one_by_one(finished: Path, tmp_path: Path) -> None:
     """rollout, judge and train as calls of their own make the rounds that one call makes."""
     recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
     with pytest.raises(UserError, match=r"expected the answers of round 1, found none; run `alignment rollout`"):
-        iterative.run_stage(recipe, "judge")
-    iterative.run_stage(recipe, "rollout")
+        loop.run_stage(recipe, "judge")
+    loop.run_stage(recipe, "rollout")
     assert not (tmp_path / "round-1" / "preferences.jsonl").exists()
-    iterative.run_stage(recipe, "judge")
+    loop.run_stage(recipe, "judge")
     assert not (tmp_path / "round-1" / "model").exists()
-    iterative.run_stage(recipe, "train")
+    loop.run_stage(recipe, "train")
     assert same(weights(tmp_path, 1), weights(finished, 1)) and not (tmp_path / "round-2").exists()
-    iterative.run_stage(recipe, "train")
-    iterative.run_stage(recipe, "rollout")
-    iterative.run_stage(recipe, "train")
+    loop.run_stage(recipe, "train")
+    loop.run_stage(recipe, "rollout")
+    loop.run_stage(recipe, "train")
     assert same(load_file(tmp_path / "final" / "model.safetensors"), weights(finished, 3))
     before = sorted(tmp_path.rglob("*"))
-    iterative.run_stage(recipe, "rollout")
+    loop.run_stage(recipe, "rollout")
     assert sorted(tmp_path.rglob("*")) == before
 
 

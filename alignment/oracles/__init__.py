@@ -1,25 +1,33 @@
 """Preference oracles: who says which of two answers is better."""
 
-from alignment.oracles.base import ask, preference_matrix
-from alignment.oracles.build import build_oracle, check_oracle
+from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix
+from alignment.oracles.build import build_oracle, check_oracle, deciding_keys
 from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
+from alignment.oracles.ledger import Accounts, Budget, Figures
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import BradleyTerryOracle, LabelOracle, PairwiseOracle
 from alignment.oracles.rules import RuleOracle
 
 __all__ = [
+    "Accounts",
+    "BothOrders",
     "BradleyTerryOracle",
+    "Budget",
+    "Figures",
     "LabelOracle",
     "MatrixOracle",
     "MixtureOracle",
     "NoisyOracle",
+    "OneOrder",
     "PairwiseOracle",
     "PanelOracle",
     "RuleOracle",
+    "SettledOracle",
     "TiedOracle",
     "VerdictOracle",
     "ask",
     "build_oracle",
     "check_oracle",
+    "deciding_keys",
     "preference_matrix",
 ]

@@ -1,9 +1,13 @@
 """From a recipe's ``oracle:`` block to an oracle."""
 
+import hashlib
+import importlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,18 +15,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from alignment.errors import UserError
 from alignment.games import PreferenceGame
 from alignment.methods._card import nearest
+from alignment.oracles.base import BothOrders, OneOrder, SettledOracle
 from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
+from alignment.oracles.kept import KeptOracle, LocalAsker
+from alignment.oracles.ledger import Account, Accounts, Budget, Prices
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import (
-    PAIR_TEMPLATE,
     BradleyTerryOracle,
     LabelOracle,
     PairwiseOracle,
-    check_template,
     load_classifier,
     load_language_model,
+    model_version,
 )
-from alignment.oracles.rules import RuleOracle, find_rule
+from alignment.oracles.rules import RuleOracle, find_rule, rule_source
+from alignment.oracles.templates import read_template
+from alignment.oracles.verdicts import ARENA_HARD, ArenaHardReader, LabelReader, LogprobReader, Reader
 from alignment.types import Oracle
 
 
@@ -33,6 +41,8 @@ class OracleSpec(BaseModel):
         flip: probability that a label is flipped.
         ties: answers this near to one half become ties.
         verdict_seed: verdicts of one annotator, 0 or 1, drawn by this seed, in place of probabilities.
+        symmetrize: both presentation orders are asked and averaged; false: one of them, drawn by the question.
+        ledger: where verdicts are kept: true for the run folder, or a file; ``None``: if they cost something.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -40,6 +50,8 @@ class OracleSpec(BaseModel):
     flip: float = Field(default=0.0, ge=0, le=0.5)
     ties: float = Field(default=0.0, ge=0, le=0.5)
     verdict_seed: int | None = None
+    symmetrize: bool = True
+    ledger: bool | str | None = None
 
     @model_validator(mode="after")
     def _verdicts_are_no_ties(self) -> Self:
@@ -47,19 +59,22 @@ class OracleSpec(BaseModel):
             raise ValueError("expected ties or verdict_seed, got both: a verdict is 0 or 1")
         return self
 
-    def build(self, device: torch.device | str) -> Oracle:
+    def build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         """The oracle, with its models on the device."""
-        oracle = self._build(device)
+        oracle = self._build(device, accounts)
         if self.flip:
             oracle = NoisyOracle(oracle, flip=self.flip)
         if self.ties:
             oracle = TiedOracle(oracle, width=self.ties)
-        return oracle if self.verdict_seed is None else VerdictOracle(oracle, seed=self.verdict_seed)
+        if self.verdict_seed is not None:
+            oracle = VerdictOracle(oracle, seed=self.verdict_seed)
+        return SettledOracle(oracle)
 
     def check(self) -> None:
         """Raise what can be known without loading a model."""
 
-    def _build(self, device: torch.device | str) -> Oracle:
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        """An oracle whose two orders add up to one."""
         raise NotImplementedError
 
 
@@ -71,8 +86,9 @@ class RuleSpec(OracleSpec):
     def check(self) -> None:
         find_rule(self.rule)
 
-    def _build(self, device: torch.device | str) -> Oracle:
-        return RuleOracle(find_rule(self.rule))
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        rule = find_rule(self.rule)
+        return _exact(RuleOracle(rule), self, {"kind": "rule", "rule": self.rule}, rule_source(rule), accounts)
 
 
 class MatrixSpec(OracleSpec):
@@ -83,8 +99,17 @@ class MatrixSpec(OracleSpec):
     def check(self) -> None:
         _read_matrix(Path(self.path))
 
-    def _build(self, device: torch.device | str) -> Oracle:
-        return _read_matrix(Path(self.path))
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        oracle, content = _read_matrix(Path(self.path)), Path(self.path).read_bytes()
+        return _exact(oracle, self, {"kind": "matrix", "path": self.path}, content, accounts)
+
+
+class ModelBudget(BaseModel):
+    """What a run may ask of a model here; its time is counted in questions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    calls: int = Field(gt=0)
 
 
 class RewardSpec(OracleSpec):
@@ -92,10 +117,12 @@ class RewardSpec(OracleSpec):
 
     model: str
     batch_size: int = Field(default=8, gt=0)
+    budget: ModelBudget | None = None
 
-    def _build(self, device: torch.device | str) -> Oracle:
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model, num_labels=1)
-        return BradleyTerryOracle(model.to(device), tokenizer, batch_size=self.batch_size)
+        oracle = BradleyTerryOracle(model.to(device), tokenizer, batch_size=self.batch_size)
+        return _modelled(oracle, self, {"kind": "bradley_terry"}, accounts)
 
 
 class PairwiseSpec(OracleSpec):
@@ -104,14 +131,16 @@ class PairwiseSpec(OracleSpec):
     model: str
     template: str | None = None
     batch_size: int = Field(default=8, gt=0)
+    budget: ModelBudget | None = None
 
     def check(self) -> None:
-        _read_template(self.template)
+        read_template(self.template)
 
-    def _build(self, device: torch.device | str) -> Oracle:
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model)
-        template = _read_template(self.template)
-        return PairwiseOracle(model.to(device), tokenizer, template=template, batch_size=self.batch_size)
+        template = read_template(self.template)
+        oracle = PairwiseOracle(model.to(device), tokenizer, template=template, batch_size=self.batch_size)
+        return _modelled(oracle, self, {"kind": "pairwise", "template": template}, accounts)
 
 
 class LanguageModelSpec(OracleSpec):
@@ -121,23 +150,184 @@ class LanguageModelSpec(OracleSpec):
     template: str | None = None
     labels: list[str] = Field(default=["A", "B"], min_length=2, max_length=2)
     batch_size: int = Field(default=8, gt=0)
+    budget: ModelBudget | None = None
 
     def check(self) -> None:
-        _read_template(self.template)
+        read_template(self.template)
 
-    def _build(self, device: torch.device | str) -> Oracle:
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_language_model(self.model)
-        return LabelOracle(
+        template = read_template(self.template)
+        oracle = LabelOracle(
             model.to(device),
             tokenizer,
-            template=_read_template(self.template),
+            template=template,
             labels=(self.labels[0], self.labels[1]),
             batch_size=self.batch_size,
         )
+        identity = {"kind": "language_model", "template": template, "decoding": {"labels": self.labels}}
+        return _modelled(oracle, self, identity, accounts)
+
+
+_READS = {"label": ("labels", "pattern"), "logprobs": ("labels", "top_logprobs"), "arena_hard": ("probabilities",)}
+_REPLY_TOKENS = {"label": 16, "logprobs": 1, "arena_hard": 2048}
+
+
+class JudgeSpec(OracleSpec):
+    """A language model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        model: its name there.
+        base_url: of the API, up to the version.
+        api_key_env: the environment variable that holds the key; ``None`` for a server that needs none.
+        version: of the model, where its name does not say; another version is asked anew.
+        template: a file; ``None`` for the shipped one of the verdict.
+        verdict: how the reply becomes a probability, see :mod:`alignment.oracles.verdicts`.
+        labels: for left, right and, with ``verdict: label``, a tie.
+        pattern: a regular expression that finds the label.
+        top_logprobs: tokens whose log-probabilities are asked for.
+        probabilities: of Arena-Hard's labels.
+        temperature: of the reply.
+        max_tokens: of the reply; ``None`` for what the verdict needs.
+        timeout: seconds that a reply may take.
+        retries: how often a request that failed is sent again.
+        backoff: seconds before the first of them, doubled for each further one.
+        concurrency: requests at once.
+        prices: of a million tokens.
+        unparsable: what becomes of a reply without a verdict: a counted tie, an error, or one more request and then a
+            counted tie.
+        max_unparsable: the largest share of such replies; beyond it the run stops.
+        budget: what a run may spend.
+    """
+
+    model: str = Field(min_length=1)
+    base_url: str
+    api_key_env: str | None = None
+    version: str | None = None
+    template: str | None = None
+    verdict: Literal["label", "logprobs", "arena_hard"] = "label"
+    labels: list[str] = Field(default=["A", "B"], min_length=2, max_length=3)
+    pattern: str | None = None
+    top_logprobs: int = Field(default=5, ge=2, le=20)
+    probabilities: dict[Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"], float] | None = None
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, gt=0)
+    timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    retries: int = Field(default=5, ge=0)
+    backoff: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    concurrency: int = Field(default=8, gt=0, le=256)
+    prices: Prices | None = None
+    unparsable: Literal["tie", "error", "retry"] = "tie"
+    max_unparsable: float = Field(default=0.1, ge=0, le=1)
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _keys_fit_the_verdict(self) -> Self:
+        read = _READS[self.verdict]
+        every = {key for keys in _READS.values() for key in keys}
+        unread = sorted(self.model_fields_set & every - set(read))
+        if unread:
+            raise ValueError(f"expected only {', '.join(read)} with verdict: {self.verdict}, got {', '.join(unread)}")
+        if len(set(self.labels)) < len(self.labels) or not all(self.labels):
+            raise ValueError(f"expected labels that differ, got {self.labels}")
+        if self.verdict == "logprobs" and len(self.labels) != 2:
+            raise ValueError(f"expected two labels with verdict: logprobs, got {self.labels}")
+        wrong = {label: p for label, p in (self.probabilities or {}).items() if not 0.0 <= p <= 1.0}
+        if wrong:
+            raise ValueError(f"expected probabilities in [0, 1], got {wrong}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("expected a base_url such as https://host/v1")
+        if url.username or url.password:
+            raise ValueError("expected a base_url without a secret, which belongs into the variable api_key_env")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"expected a regular expression as pattern, got {self.pattern!r} ({error})") from None
+        if self.budget is not None and self.budget.money is not None and self.prices is None:
+            raise ValueError("expected prices with budget.money, got none: what a call costs would not be known")
+        return self
+
+    def check(self) -> None:
+        read_template(self.template, shipped=_SHIPPED[self.verdict])
+        try:
+            importlib.import_module("openai")
+        except ImportError:
+            raise UserError(
+                "oracle.kind: 'judge' needs the openai client, which is not installed; pip install "
+                "'nash-alignment[judge]'"
+            ) from None
+
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        # It imports the client, which is an extra.
+        from alignment.oracles.judge import Judge, Patience, Request, connect
+
+        client, key = connect(self.base_url, api_key_env=self.api_key_env, timeout=self.timeout)
+        request = Request(
+            model=self.model,
+            template=read_template(self.template, shipped=_SHIPPED[self.verdict]),
+            temperature=self.temperature,
+            max_tokens=self.max_tokens or _REPLY_TOKENS[self.verdict],
+        )
+        account = accounts.open(
+            self._identity(request.template, request.max_tokens),
+            ledger=True if self.ledger is None else self.ledger,
+            budget=self.budget,
+        )
+        judge = Judge(
+            client,
+            request=request,
+            reader=self._reader(),
+            account=account,
+            patience=Patience(
+                retries=self.retries,
+                backoff=self.backoff,
+                concurrency=self.concurrency,
+                second_try=self.unparsable == "retry",
+            ),
+            prices=self.prices,
+            key=key,
+        )
+        oracle = KeptOracle(
+            judge,
+            account,
+            unparsable="error" if self.unparsable == "error" else "tie",
+            max_unparsable=self.max_unparsable,
+        )
+        return _ordered(oracle, self, account)
+
+    def _reader(self) -> Reader:
+        match self.verdict:
+            case "label":
+                return LabelReader(self.labels, self.pattern)
+            case "logprobs":
+                return LogprobReader(self.labels, top=self.top_logprobs)
+            case "arena_hard":
+                return ArenaHardReader(self._probabilities)
+
+    @property
+    def _probabilities(self) -> dict[str, float]:
+        return {**ARENA_HARD, **{str(label): p for label, p in (self.probabilities or {}).items()}}
+
+    def _identity(self, template: str, max_tokens: int) -> dict[str, Any]:
+        """With all that decides a reply and how it is read, also where it is the default."""
+        decoding: dict[str, Any] = {"temperature": self.temperature, "max_tokens": max_tokens, "verdict": self.verdict}
+        decoding |= {key: value for key, value in self.model_dump(mode="json").items() if key in _READS[self.verdict]}
+        if self.verdict == "arena_hard":
+            decoding["probabilities"] = self._probabilities
+        named = {"kind": "judge", "model": self.model, "base_url": self.base_url, "version": self.version}
+        return {**named, "template": template, "decoding": decoding}
+
+
+_SHIPPED = {"label": "pair", "logprobs": "pair", "arena_hard": "arena_hard"}
 
 
 class MixtureSpec(OracleSpec):
-    """A crowd of oracles; with equal weights, an ensemble."""
+    """A crowd of oracles; equal weights: an ensemble. Its ``symmetrize`` and ``ledger`` are its members' defaults."""
 
     members: list[dict[str, Any]] = Field(min_length=1)
     weights: list[float] | None = None
@@ -151,18 +341,19 @@ class MixtureSpec(OracleSpec):
                 f"oracle.weights: expected a positive weight for each of {len(self.members)} members, got {weights}"
             )
 
-    def _build(self, device: torch.device | str) -> Oracle:
-        return MixtureOracle([build_oracle(member, device) for member in self.members], self.weights)
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        members = [build_oracle(_handed_down(self, member), device, accounts) for member in self.members]
+        return MixtureOracle(members, self.weights)
 
 
 class PanelSpec(OracleSpec):
-    """K oracles by name, for a method that reads each; what every kind has belongs to the members."""
+    """K oracles by name, for a method that reads each. Its ``symmetrize`` and ``ledger`` are its members' defaults."""
 
     members: dict[str, dict[str, Any]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _members_have_their_own(self) -> Self:
-        if self.model_fields_set - {"members"}:
+        if self.model_fields_set & {"flip", "ties", "verdict_seed"}:
             raise ValueError("expected flip, ties and verdict_seed in the members of a panel, got them beside")
         return self
 
@@ -170,8 +361,10 @@ class PanelSpec(OracleSpec):
         for member in self.members.values():
             check_oracle(member)
 
-    def _build(self, device: torch.device | str) -> Oracle:
-        return PanelOracle({name: build_oracle(member, device) for name, member in self.members.items()})
+    def build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        """The panel itself: whoever reads its members must see it."""
+        members = {name: _handed_down(self, member) for name, member in self.members.items()}
+        return PanelOracle({name: build_oracle(member, device, accounts) for name, member in members.items()})
 
 
 KINDS: Mapping[str, type[OracleSpec]] = {
@@ -180,6 +373,7 @@ KINDS: Mapping[str, type[OracleSpec]] = {
     "bradley_terry": RewardSpec,
     "pairwise": PairwiseSpec,
     "language_model": LanguageModelSpec,
+    "judge": JudgeSpec,
     "mixture": MixtureSpec,
     "panel": PanelSpec,
 }
@@ -202,27 +396,90 @@ def check_oracle(spec: Mapping[str, Any]) -> OracleSpec:
     return checked
 
 
-def build_oracle(spec: Mapping[str, Any], device: torch.device | str = "cpu") -> Oracle:
+def build_oracle(
+    spec: Mapping[str, Any], device: torch.device | str = "cpu", accounts: Accounts | None = None
+) -> Oracle:
     """Build an oracle.
 
     Args:
         spec: ``{kind: rule, rule: NAME or module:function}``, ``{kind: matrix, path: FILE}``, ``{kind: bradley_terry,
-            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}``, ``{kind: mixture,
-            members: [...], weights: [...]}`` or ``{kind: panel, members: {name: ...}}``; all but the last with
-            ``flip``, ``ties`` or ``verdict_seed``.
+            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}``, ``{kind: judge,
+            model: ..., base_url: ...}``, ``{kind: mixture, members: [...], weights: [...]}`` or ``{kind: panel,
+            members: {name: ...}}``; all but the last with ``flip``, ``ties`` or ``verdict_seed``.
         device: where its models go.
+        accounts: where verdicts and costs are kept; ``None`` keeps them in memory, unless a ledger is a file.
 
     Raises:
-        UserError: as :func:`check_oracle`, and for a model that cannot be loaded or was never trained.
+        UserError: as :func:`check_oracle`, for a model that cannot be loaded or was never trained, for a key that is
+            not set, and for a ledger that cannot be opened.
     """
-    return check_oracle(spec).build(device)
+    return check_oracle(spec).build(device, Accounts() if accounts is None else accounts)
+
+
+# How a judge is reached and paid, and what that may cost: another value gives the same answers.
+_UNDECISIVE = frozenset(
+    {"api_key_env", "timeout", "retries", "backoff", "concurrency", "prices", "budget", "max_unparsable", "ledger"}
+)
+
+
+def deciding_keys(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an ``oracle:`` block that decides its answers: what a run and its continuation must share.
+
+    Example:
+        >>> deciding_keys({"kind": "rule", "rule": "shorter", "ledger": True})
+        {'kind': 'rule', 'rule': 'shorter'}
+    """
+    kept = {key: value for key, value in spec.items() if key not in _UNDECISIVE}
+    members = kept.get("members")
+    if isinstance(members, Mapping):
+        kept["members"] = {name: deciding_keys(member) for name, member in members.items()}
+    elif isinstance(members, list):
+        kept["members"] = [deciding_keys(member) for member in members]
+    return kept
+
+
+def _exact(oracle: Oracle, spec: OracleSpec, identity: Mapping[str, Any], content: bytes, accounts: Accounts) -> Oracle:
+    """An oracle that costs nothing and promises P + P^T = 1; ``content`` is what a change of it changes."""
+    if spec.ledger:
+        version = hashlib.sha256(content).hexdigest()
+        account = accounts.open({**identity, "version": version}, ledger=spec.ledger)
+        oracle = KeptOracle(LocalAsker(oracle, account), account)
+    return BothOrders(oracle, is_exact=True) if spec.symmetrize else OneOrder(oracle)
+
+
+def _modelled(
+    oracle: BradleyTerryOracle | PairwiseOracle | LabelOracle,
+    spec: RewardSpec | PairwiseSpec | LanguageModelSpec,
+    identity: Mapping[str, Any],
+    accounts: Accounts,
+) -> Oracle:
+    """An oracle that runs a model here; its verdicts are kept where that is asked for, or its questions are limited."""
+    is_kept = bool(spec.ledger) or spec.budget is not None
+    account = accounts.open(
+        # Hashing the weights takes as long as reading them.
+        {"model": spec.model, **identity, "version": model_version(spec.model, oracle.model) if is_kept else None},
+        ledger=spec.budget is not None if spec.ledger is None else spec.ledger,
+        budget=None if spec.budget is None else Budget(calls=spec.budget.calls),
+    )
+    kept = KeptOracle(LocalAsker(oracle, account), account) if is_kept else oracle
+    return _ordered(kept, spec, account)
+
+
+def _ordered(oracle: Oracle, spec: OracleSpec, account: Account) -> Oracle:
+    if not spec.symmetrize:
+        return OneOrder(oracle)
+    return BothOrders(oracle, on_inconsistency=account.note_inconsistency)
+
+
+def _handed_down(spec: MixtureSpec | PanelSpec, member: Mapping[str, Any]) -> dict[str, Any]:
+    """A member's block, with what its group says for all of them."""
+    return {**spec.model_dump(include={"symmetrize", "ledger"}, exclude_unset=True), **member}
 
 
 def _describe(details: Any, kind: str) -> str:
     key = ".".join(str(part) for part in details["loc"])
-    known = tuple(KINDS[kind].model_fields)
     if details["type"] == "extra_forbidden":
-        return f"oracle: unknown key '{key}' for kind '{kind}'{nearest(key, known)}"
+        return f"oracle: unknown key '{key}' for kind '{kind}'{nearest(key, tuple(_known(KINDS[kind])))}"
     if details["type"] == "missing":
         return f"oracle.{key}: expected a value for kind '{kind}', got none"
     where = f"oracle.{key}" if key else "oracle"
@@ -231,15 +488,12 @@ def _describe(details: Any, kind: str) -> str:
     return f"{where}: {details['msg'][0].lower()}{details['msg'][1:]}, got {details['input']!r}"
 
 
-def _read_template(path: str | None) -> str:
-    if path is None:
-        return PAIR_TEMPLATE
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"oracle.template: expected a file, got '{path}' ({error.strerror})") from None
-    check_template(template)
-    return template
+def _known(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in block.model_fields.items():
+        yield prefix + name
+        for part in get_args(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _known(part, f"{prefix}{name}.")
 
 
 def _read_matrix(path: Path) -> MatrixOracle:

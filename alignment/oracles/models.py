@@ -4,7 +4,9 @@ Texts are tokenised as in training (:mod:`alignment.data.tokens`): one BOS, the 
 Shape letters: ``N`` questions, ``T`` tokens.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,21 +23,13 @@ from transformers import (
 from alignment.data import PromptText, Row, Skipped, Turn
 from alignment.data.tokens import encode_outcomes
 from alignment.errors import UserError
-
-PAIR_TEMPLATE = """Question:
-{prompt}
-
-Answer A:
-{left}
-
-Answer B:
-{right}
-
-Which answer is better? Reply with one letter, A or B."""
-"""What a judge reads where the recipe gives nothing else; the placeholders are replaced literally."""
+from alignment.oracles.templates import PAIR_TEMPLATE, check_template, fill_template
 
 # Far above any context: the model's own limit decides, and is checked with the tokens in hand.
 _NO_LIMIT = 1 << 30
+
+# Weights, configuration, tokenizer and chat template.
+_MODEL_FILES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
 Texts = Sequence[tuple[int, ...]]
 
@@ -101,7 +95,7 @@ class PairwiseOracle:
 
     def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
         """Probabilities [N] that ``left`` beats ``right``."""
-        texts = list(_fill_all(self.template, prompts, left, right))
+        texts = list(fill_template(self.template, prompts, left, right))
         ids = [tuple(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
         logits = _logits(self.model, self.tokenizer, ids, self.batch_size)
         return torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else logits.softmax(-1)[:, 0]
@@ -139,7 +133,7 @@ class LabelOracle:
         role: Literal["user", "text"] = "user" if self.tokenizer.chat_template is not None else "text"
         rows = [
             Row(prompt=(Turn(role, text),), source=f"question {n}")
-            for n, text in enumerate(_fill_all(self.template, prompts, left, right))
+            for n, text in enumerate(fill_template(self.template, prompts, left, right))
         ]
         texts = []
         for outcome in encode_outcomes(rows, self.tokenizer, _NO_LIMIT, _NO_LIMIT):
@@ -190,27 +184,30 @@ def load_language_model(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
         raise UserError(f"oracle.model: expected a causal language model at '{path}' ({error})") from None
 
 
-def check_template(template: str) -> None:
-    """A template holds each placeholder once.
+def model_version(path: str, model: Any) -> str:
+    """What tells a model's weights from others: a hash of the files in its folder, or its commit on the Hub.
+
+    Args:
+        path: what it was loaded from; an adapter's base counts as well.
+        model: as loaded.
 
     Raises:
-        UserError: if not.
+        UserError: if the Hub's cache does not say the commit.
     """
-    for name in ("{prompt}", "{left}", "{right}"):
-        if template.count(name) != 1:
-            raise UserError(f"oracle.template: expected {name} once, found it {template.count(name)} times")
-
-
-def _fill_all(template: str, prompts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Iterator[str]:
-    # In pieces, so that braces in an answer stay what they are.
-    order = sorted(("{prompt}", "{left}", "{right}"), key=template.index)
-    pieces, rest = [], template
-    for name in order:
-        head, _, rest = rest.partition(name)
-        pieces.append(head)
-    for values in zip(prompts, left, right, strict=True):
-        filled = dict(zip(("{prompt}", "{left}", "{right}"), values, strict=True))
-        yield "".join(head + filled[name] for head, name in zip(pieces, order, strict=True)) + rest
+    folder = Path(path)
+    if not folder.is_dir():
+        commit = vars(model.config).get("_commit_hash")
+        if commit is None:
+            raise UserError(f"oracle.ledger: expected a folder or a commit of '{path}' on the Hub, found neither")
+        return str(commit)
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.iterdir() if item.suffix in _MODEL_FILES):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        digest.update(model_version(json.loads(adapter.read_text())["base_model_name_or_path"], model).encode())
+    return digest.hexdigest()
 
 
 def _turns(prompt: str) -> tuple[Turn, ...]:

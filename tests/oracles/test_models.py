@@ -12,7 +12,7 @@ from alignment.config import load_recipe
 from alignment.data import Row, Turn, encode_row, prompt_text
 from alignment.errors import UserError
 from alignment.oracles import BradleyTerryOracle, LabelOracle, PairwiseOracle, ask, build_oracle
-from alignment.oracles.models import PAIR_TEMPLATE, _fill_all
+from alignment.oracles.templates import PAIR_TEMPLATE, fill_template
 from alignment.tiny import tiny_model, tiny_reward_model, tiny_tokenizer
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
@@ -90,7 +90,7 @@ def test_a_classifier_of_pairs_reads_both(tokenizer: Any, num_labels: int) -> No
         model.score = torch.nn.Linear(16, 2, bias=False)
     oracle = PairwiseOracle(model, tokenizer, batch_size=2)
     answers_N = oracle.prefer(PROMPTS, LEFT, RIGHT)
-    for n, text in enumerate(_fill_all(PAIR_TEMPLATE, PROMPTS, LEFT, RIGHT)):
+    for n, text in enumerate(fill_template(PAIR_TEMPLATE, PROMPTS, LEFT, RIGHT)):
         logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0]
         expected = logits.sigmoid()[0] if num_labels == 1 else logits.softmax(-1)[0]
         assert answers_N[n].item() == pytest.approx(expected.item(), abs=1e-6)
@@ -103,7 +103,7 @@ def test_a_language_model_names_the_better_one(tokenizer: Any) -> None:
     oracle = LabelOracle(model, tokenizer, batch_size=2)
     answers_N = oracle.prefer(PROMPTS, LEFT, RIGHT)
     a, b = (tokenizer(label)["input_ids"][0] for label in "AB")
-    for n, text in enumerate(_fill_all(PAIR_TEMPLATE, PROMPTS, LEFT, RIGHT)):
+    for n, text in enumerate(fill_template(PAIR_TEMPLATE, PROMPTS, LEFT, RIGHT)):
         ids = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
@@ -114,7 +114,7 @@ def test_a_language_model_names_the_better_one(tokenizer: Any) -> None:
 
 
 def test_braces_in_an_answer_stay() -> None:
-    (text,) = _fill_all("{left}|{prompt}|{right}", ["p {left}"], ["l {right}"], ["r {prompt}"])
+    (text,) = fill_template("{left}|{prompt}|{right}", ["p {left}"], ["l {right}"], ["r {prompt}"])
     assert text == "l {right}|p {left}|r {prompt}"
 
 

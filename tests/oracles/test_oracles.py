@@ -1,6 +1,7 @@
 """Oracles: both orders averaged, answers checked, mistakes quoted."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.oracles import MatrixOracle, RuleOracle, ask, build_oracle, preference_matrix
+from alignment.oracles import MatrixOracle, ask, build_oracle, preference_matrix
 from alignment.oracles.rules import paper_scissors_stone, shorter
 from tests.text.symbols import SYMBOLS, cyclic_game
 
@@ -73,14 +74,15 @@ def test_rules() -> None:
 
 def test_build_oracle(tmp_path: Path) -> None:
     """Rules by name or path, matrices from JSON; unknown keys, kinds and files are named."""
-    assert isinstance(build_oracle({"kind": "rule", "rule": "shorter"}), RuleOracle)
-    assert isinstance(build_oracle({"kind": "rule", "rule": "alignment.oracles.rules:shorter"}), RuleOracle)
+    for rule in ("shorter", "alignment.oracles.rules:shorter"):
+        built = build_oracle({"kind": "rule", "rule": rule})
+        assert built.prefer(["?"], ["a"], ["a" * 21]).item() == pytest.approx(1 / (1 + math.exp(-1)))
     path = tmp_path / "game.json"
     path.write_text(json.dumps({"responses": ["a", "b"], "preferences": [[0.5, 0.8], [0.2, 0.5]]}))
     oracle = build_oracle({"kind": "matrix", "path": str(path)})
     assert oracle.prefer(["?"], ["a"], ["b"]).item() == pytest.approx(0.8)
     for spec, expected in (
-        ({"kind": "judge"}, "expected one of rule, matrix"),
+        ({"kind": "judges"}, "expected one of rule, matrix"),
         ({"kind": "rule"}, "oracle.rule: expected a value for kind"),
         ({"kind": "rule", "rule": "longest"}, "expected one of shorter"),
         ({"kind": "rule", "rule": "nowhere:f"}, "can be imported"),
