@@ -185,6 +185,7 @@ class _Campaign:
             read_rows(answers.path),
             self.oracle,
             pairs=self.recipe.schedule.pairs,
+            keep_alike=self.recipe.build_method().needs.feedback == "wins",
             batch_size=self._batch_size,
             generator=self._generator(number, 1),
         )
