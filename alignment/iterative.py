@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alignment.artefacts import Artefact, read_rows, write_rows
+from alignment.batches import check_context
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
@@ -71,6 +72,11 @@ def run(recipe: Recipe) -> RunResult:
         device=args.device,
         announce=announce,
     )
+    if recipe.schedule.prompts == "split" and len(campaign.prompts) < recipe.schedule.rounds:
+        raise UserError(
+            f"schedule.prompts: expected a prompt for each of {recipe.schedule.rounds} rounds to divide among them, "
+            f"found {len(campaign.prompts)}; give more prompts, ask for fewer rounds, or let every round have all"
+        )
     made_by: dict[str, Any] = {"policy": recipe.policy.model_dump(mode="json", exclude_none=True), "seed": recipe.seed}
     origin = Artefact(folder / "start", made_by).fingerprint
     rates = {}
@@ -164,6 +170,9 @@ class _Campaign:
         if self.recipe.schedule.prompts == "split":
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
         policy = self._speaker(self._policy(number - 1))
+        check_context(
+            (*self.prompts, *self.held_out), policy.model.config, max_new_tokens=self.recipe.sampling.max_new_tokens
+        )
         rows = answer_prompts(
             policy,
             prompts,
