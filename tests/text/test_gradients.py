@@ -200,7 +200,7 @@ class Setting:
         if self.needs.num_oracles == "many":
             assert opponent_A is not None
             utilities_K = prefs_KAA @ opponent_A @ sampler_A
-            assert float((utilities_K[0] - utilities_K[1]).abs()) > 0.02
+            assert float((utilities_K[0] - utilities_K[1]).abs()) > 0.01
             prefs_KAA = prefs_KAA[utilities_K.argmin()][None]
         prefs_KAA = prefs_KAA[:1]
         feedback = (
@@ -307,7 +307,7 @@ def test_token_level_credit_is_the_gradient_of_whole_sequences(length: int, tmp_
         ref_BGT = ref_scores.token_logps_BGT
     mask_BGT = scores.token_mask_BGT
     probability_BG = scores.logps_BG.exp()
-    assert float(probability_BG.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(probability_BG.detach().sum()) == pytest.approx(1.0, abs=1e-5)
     wins_BG = torch.rand(probability_BG.shape, generator=torch.Generator().manual_seed(0))
     x = LossInputs(
         logps_BG=scores.logps_BG,
