@@ -41,11 +41,12 @@ class Artefact:
         """Whether it is there, and was made by the same.
 
         Raises:
-            UserError: if it was made by something else, naming it.
+            UserError: if it was made by something else, naming it, or is no longer what was made.
         """
         if not (self.path.exists() and self.manifest.exists()):
             return False
-        before = dict(_leaves(json.loads(self.manifest.read_text())["made_by"]))
+        notes = self.notes()
+        before = dict(_leaves(notes["made_by"]))
         now = dict(_leaves(json.loads(json.dumps(self.made_by))))
         differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         if differing:
@@ -54,18 +55,41 @@ class Artefact:
                 f"{self.path}: made by other values of {said}; set them back, delete it and what was made of it, or "
                 "start anew in another output_dir"
             )
+        if notes.get("content") != self._content():
+            raise UserError(
+                f"{self.path}: expected what its manifest speaks of, found other content; delete it and what was made "
+                "of it, and it will be made again"
+            )
         return True
+
+    def _content(self) -> str | None:
+        """A hash of the content of a file; a folder's is that of whoever wrote it."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else None
 
     def finish(self, **notes: Any) -> None:
         """Write the manifest, which says that the artefact is whole."""
-        content = {"fingerprint": self.fingerprint, "made_by": dict(self.made_by), **notes}
+        content = {
+            "fingerprint": self.fingerprint,
+            "content": self._content(),
+            "made_by": dict(self.made_by),
+            **notes,
+        }
         partial = self.manifest.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n")
         partial.rename(self.manifest)
 
     def notes(self) -> dict[str, Any]:
-        """What :meth:`finish` was told."""
-        return dict(json.loads(self.manifest.read_text()))
+        """What :meth:`finish` was told.
+
+        Raises:
+            UserError: if the manifest cannot be read.
+        """
+        try:
+            return dict(json.loads(self.manifest.read_text()))
+        except ValueError as error:
+            raise UserError(
+                f"{self.manifest}: expected JSON, got {error}; delete it, and it will be made again"
+            ) from None
 
 
 def write_rows(path: Path, rows: Sequence[EncodedRow]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedConfig
 
 from alignment.arguments import AlignmentArguments
 from alignment.data import Batch, EncodedRow, Row, collate, unpair_rows
@@ -35,6 +36,26 @@ def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
     )
     if not found:
         raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")
+
+
+def check_context(rows: Sequence[EncodedRow], config: PreTrainedConfig, *, max_new_tokens: int) -> None:
+    """An answer must fit behind every prompt: past its last position a model breaks, or says what nobody trained.
+
+    Raises:
+        UserError: naming the longest prompt.
+    """
+    try:
+        limit = int(config.get_text_config().max_position_embeddings)
+    except AttributeError:
+        return  # Without position embeddings there is no last position.
+    too_long = [item for item in rows if len(item.prompt_ids) + max_new_tokens > limit]
+    if too_long:
+        longest = max(too_long, key=lambda item: len(item.prompt_ids))
+        raise UserError(
+            f"expected room for max_new_tokens = {max_new_tokens} behind every prompt in the {limit} positions of the "
+            f"model; {len(too_long)} of {len(rows)} prompts leave none, the longest has {len(longest.prompt_ids)} "
+            f"tokens ({longest.row.source}); lower max_new_tokens, or max_prompt_length, which skips and counts them"
+        )
 
 
 class EncodedRows(Dataset[EncodedRow]):

@@ -112,6 +112,11 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
         write_report(data, folder)
     prompts = _encode("training prompts", data.train, tokenizer, recipe, announce)
     held_out = _encode("held-out prompts", data.evaluation, tokenizer, recipe, announce)
+    if recipe.schedule.prompts == "split" and len(prompts) < recipe.schedule.rounds:
+        raise UserError(
+            f"schedule.prompts: expected a prompt for each of {recipe.schedule.rounds} rounds to divide among them, "
+            f"found {len(prompts)}; give more prompts, ask for fewer rounds, or let every round have all"
+        )
     players = []
     for name, own in recipe.by_player().items():
         assert own.oracle is not None

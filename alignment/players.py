@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alignment import types
 from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
+from alignment.batches import check_context
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, stop_token_ids
@@ -211,8 +212,12 @@ class Player:
         prompts = self.prompts
         if self.recipe.schedule.prompts == "split":
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
+        policy = self._speaker(self._load(self.policy_after(number - 1)))
+        check_context(
+            (*self.prompts, *self.held_out), policy.model.config, max_new_tokens=self.recipe.sampling.max_new_tokens
+        )
         rows = answer_prompts(
-            self._speaker(self._load(self.policy_after(number - 1))),
+            policy,
             prompts,
             num_completions=self.recipe.sampling.num_completions,
             batch_size=self._batch_size,
@@ -232,6 +237,7 @@ class Player:
             read_rows(answers.path),
             self.oracle,
             pairs=self.recipe.schedule.pairs,
+            keep_alike=self._method.needs.feedback == "wins",
             batch_size=self._batch_size,
             seed=self._seed(number, 1),
             ranks=self.ranks,

@@ -4,6 +4,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``V``
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -243,10 +244,10 @@ class CausalLMPolicy:
 
     def texts(self, completions: Completions) -> list[list[str]]:
         """The answers as text, without special tokens."""
-        return [
-            [
-                self.tokenizer.decode(ids_T[mask_T], skip_special_tokens=True)
-                for ids_T, mask_T in zip(ids_GT, mask_GT, strict=True)
-            ]
-            for ids_GT, mask_GT in zip(completions.input_ids_BGT, completions.completion_mask_BGT, strict=True)
-        ]
+        num_prompts, num_completions, width = completions.input_ids_BGT.shape
+        # Lists at once: indexing a tensor for every answer costs more than decoding it.
+        ids_NT = completions.input_ids_BGT.reshape(-1, width).tolist()
+        masks_NT = completions.completion_mask_BGT.reshape(-1, width).tolist()
+        answers = [list(itertools.compress(ids_T, mask_T)) for ids_T, mask_T in zip(ids_NT, masks_NT, strict=True)]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [texts[b * num_completions : (b + 1) * num_completions] for b in range(num_prompts)]

@@ -63,6 +63,9 @@ def answer_prompts(
     return tuple(row for rows in answered for row in rows)
 
 
+Pairs = tuple[Comparison, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """A round's data set.
@@ -85,38 +88,44 @@ def compare_answers(
     oracle: Oracle,
     *,
     pairs: str = "all",
+    keep_alike: bool = False,
     batch_size: int,
     seed: int,
     ranks: Ranks = ALONE,
 ) -> Compared:
     """Ask the oracle about answers, and keep the pairs that are trained on.
 
+    A prompt whose answers are all alike, token by token, is never asked about: no oracle can tell them apart.
+
     Args:
         rows: G answers to each prompt.
         oracle: each pair is asked in both orders.
         pairs: a name in :data:`SELECTIONS`.
+        keep_alike: keep such prompts as ties. A loss of pairs learns nothing from them; a loss that reads win rates of
+            single answers does, and has another minimiser without them.
         batch_size: prompts asked about at once.
         seed: chooses among pairs, where chance does.
         ranks: the processes that share the questions; each gets all answers.
     """
     select = SELECTIONS[pairs]
+    alike = [len(set(item.completion_ids)) == 1 for item in rows]
+    asked = [item for item, same in zip(rows, alike, strict=True) if not same]
+    chunks = list(_chunks(asked, batch_size))
+    selected = ranks.gather([(n, select(chunk, oracle, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
+    selections = iter([selection for of_chunk in selected for selection in of_chunk])
     kept: list[EncodedRow] = []
     skipped: dict[str, list[str]] = {}
-    alike = [len(set(item.row.responses)) == 1 for item in rows]
-    chunks = list(_chunks([item for item, same in zip(rows, alike, strict=True) if not same], batch_size))
-    selected = ranks.gather([(n, select(chunk, oracle, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
-    for chunk, selections in zip(chunks, selected, strict=True):
-        for item, selection in zip(chunk, selections, strict=True):
-            if selection is None:
-                skipped.setdefault(_NO_WINNER, []).append(item.row.source)
-            else:
-                kept.append(_with_pairs(item, selection))
-    sources = [item.row.source for item, same in zip(rows, alike, strict=True) if same]
-    found = {reason: tuple(where) for reason, where in skipped.items()}
-    return Compared(rows=tuple(kept), skipped={_IDENTICAL: tuple(sources)} | found if sources else found)
+    for item, same in zip(rows, alike, strict=True):
+        selection = (_ties(item) if keep_alike else None) if same else next(selections)
+        if selection is None:
+            skipped.setdefault(_IDENTICAL if same else _NO_WINNER, []).append(item.row.source)
+        else:
+            kept.append(_with_pairs(item, selection))
+    return Compared(rows=tuple(kept), skipped={reason: tuple(where) for reason, where in skipped.items()})
 
 
-Pairs = tuple[Comparison, ...]
+def _ties(item: EncodedRow) -> Pairs:
+    return tuple(Comparison(0, j, 0.5) for j in range(1, len(item.completion_ids)))
 
 
 class Selection(Protocol):

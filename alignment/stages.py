@@ -89,6 +89,7 @@ class Annotated:
         row_weight_B: weight of each row.
         mismatched: each prompt with a completion of another one, where the loss reads their log-probs.
         mismatched_anchors: their log-probs [B] under every anchor.
+        metrics: of what was sampled, [B] each.
     """
 
     completions: Completions
@@ -99,6 +100,7 @@ class Annotated:
     row_weight_B: Tensor
     mismatched: Completions | None = None
     mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_needs(needs: Needs) -> None:
@@ -240,6 +242,23 @@ def annotate_stored(batch: Batch, completions: Completions, feedback: Feedback) 
         mismatched=batch.mismatched,
         mismatched_anchors=batch.mismatched_anchors,
     )
+
+
+def sample_metrics(completions: Completions, responses: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    """What can go wrong with samples without an error, as shares [B], float32.
+
+    ``empty_responses``: responses without text: the model ended at once, or said special tokens only; the oracle sees
+    an empty text, and the end token is the completion. ``identical_groups``: 1 where two or more responses are all the
+    same tokens: a loss of pairs learns nothing from such a prompt.
+    """
+    tokens_BGT = torch.where(completions.completion_mask_BGT, completions.input_ids_BGT, -1)
+    same_BG = (tokens_BGT == tokens_BGT[:, :1]).all(-1) | ~completions.valid_BG
+    is_alike_B = same_BG.all(-1) & (completions.valid_BG.sum(-1) > 1)
+    empty = [sum(not text for text in group) / len(group) for group in responses]
+    return {
+        "empty_responses": torch.tensor(empty, device=is_alike_B.device),
+        "identical_groups": is_alike_B.float(),
+    }
 
 
 def group_wins_of_pairs(completions: Completions, feedback: Feedback) -> tuple[Completions, Feedback]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -22,7 +23,15 @@ from transformers import (
 
 from alignment.anchors import AnchorSet, FrozenPolicy
 from alignment.arguments import AlignmentArguments
-from alignment.batches import Collator, EncodedRows, StagedSampler, blanks_filled, check_feedback, rows_to_encode
+from alignment.batches import (
+    Collator,
+    EncodedRows,
+    StagedSampler,
+    blanks_filled,
+    check_context,
+    check_feedback,
+    rows_to_encode,
+)
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.data import (
     Batch,
@@ -52,6 +61,7 @@ from alignment.stages import (
     probabilities,
     prompts_only,
     rollout,
+    sample_metrics,
 )
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Method, Oracle
@@ -136,12 +146,15 @@ class PreferenceTrainer(Trainer):
             model = get_peft_model(model, peft_config)
         train_rows = self._encode(train_dataset, processing_class, args)
         check_feedback(train_rows, self.needs)
+        eval_rows = self._encode(eval_dataset, processing_class, args) if eval_dataset else ()
+        if self.is_online and args.engine == "transformers":
+            check_context((*train_rows, *eval_rows), model.config, max_new_tokens=args.max_new_tokens)
         super().__init__(
             model=model,
             args=count_steps(args, self._steps),
             data_collator=Collator(processing_class.pad_token_id),
             train_dataset=EncodedRows(train_rows),
-            eval_dataset=EncodedRows(self._encode(eval_dataset, processing_class, args)) if eval_dataset else None,
+            eval_dataset=EncodedRows(eval_rows) if eval_rows else None,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -273,20 +286,7 @@ class PreferenceTrainer(Trainer):
 
     def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
         if not self.is_online:
-            completions, feedback = batch.completions, blanks_filled(batch, self.needs.feedback)
-            if self.needs.feedback == "wins":
-                completions, feedback = group_wins_of_pairs(completions, feedback)
-            if batch.anchors:
-                return annotate_stored(batch, completions, feedback)
-            return annotate(
-                completions,
-                feedback,
-                self.anchors,
-                self.needs,
-                weights_BG=None,
-                row_weight_B=batch.row_weight_B,
-                mismatched=batch.mismatched,
-            )
+            return self._annotate_rows(batch)
         assert self.oracle is not None
         rolled = rollout(
             batch,
@@ -297,7 +297,7 @@ class PreferenceTrainer(Trainer):
             generator=generator,
         )
         feedback = judge(rolled, self.oracle, self.needs)
-        return annotate(
+        annotated = annotate(
             rolled.completions,
             feedback,
             self.anchors,
@@ -305,6 +305,29 @@ class PreferenceTrainer(Trainer):
             weights_BG=rolled.weights_BG,
             row_weight_B=batch.row_weight_B,
         )
+        # Listed responses are not samples.
+        is_sampled = rolled.weights_BG is None
+        return replace(annotated, metrics=sample_metrics(rolled.completions, rolled.responses) if is_sampled else {})
+
+    def _annotate_rows(self, batch: Batch) -> Annotated:
+        completions, feedback = batch.completions, blanks_filled(batch, self.needs.feedback)
+        if self.needs.feedback == "wins":
+            completions, feedback = group_wins_of_pairs(completions, feedback)
+        if batch.anchors:
+            annotated = annotate_stored(batch, completions, feedback)
+        else:
+            annotated = annotate(
+                completions,
+                feedback,
+                self.anchors,
+                self.needs,
+                weights_BG=None,
+                row_weight_B=batch.row_weight_B,
+                mismatched=batch.mismatched,
+            )
+        if self.needs.sampler != "prev":
+            return annotated
+        return replace(annotated, metrics=sample_metrics(completions, [row.responses for row in batch.rows]))
 
     def _make_policy(self, module: nn.Module, temperature: float) -> CausalLMPolicy:
         return CausalLMPolicy(
@@ -334,7 +357,7 @@ class PreferenceTrainer(Trainer):
         annotated: Annotated = inputs["annotated"]
         x, output = self._forward(model, annotated)
         weights_B = output.weight_B * annotated.row_weight_B
-        self._record("train", x, output, weights_B)
+        self._record("train", x, output, weights_B, annotated.metrics)
         scale = self.current_gradient_accumulation_steps * self.args.world_size
         # An effective batch without a usable comparison has loss 0, not 0 / 0.
         total = torch.as_tensor(num_items_in_batch).clamp(min=torch.finfo(torch.float32).tiny)
@@ -429,8 +452,10 @@ class PreferenceTrainer(Trainer):
 
     # Log, evaluate, save ---------------------------------------------------------------------------------------------
 
-    def _record(self, split: str, x: LossInputs, output: LossOutput, weights_B: Tensor) -> None:
-        values = {"loss": output.loss_B.detach(), **preference_metrics(x), **output.metrics}
+    def _record(
+        self, split: str, x: LossInputs, output: LossOutput, weights_B: Tensor, sampled: Mapping[str, Tensor]
+    ) -> None:
+        values = {"loss": output.loss_B.detach(), **preference_metrics(x), **output.metrics, **sampled}
         for name, value_B in values.items():
             total, weight = self._metrics.get(f"{split}_{name}", (0.0, 0.0))
             counted = weights_B * ~value_B.isnan()
@@ -481,7 +506,7 @@ class PreferenceTrainer(Trainer):
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 x, output = self._forward(self.model, annotated)
-                self._record("eval", x, output, output.weight_B * annotated.row_weight_B)
+                self._record("eval", x, output, output.weight_B * annotated.row_weight_B, annotated.metrics)
         metrics = self._take_metrics("eval")
         if kls:
             metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())

@@ -91,6 +91,27 @@ def test_prompts_whose_answers_are_alike_are_skipped_unasked(pairs: str) -> None
     assert compared.rows == () and compared.skipped == {"answers all alike": ("a:1",)} and oracle.asked == 0
 
 
+def test_ties_stay_for_a_loss_that_reads_single_answers() -> None:
+    """Unasked, in their place, each answer with a rival that it neither beats nor loses to."""
+    oracle = Ranked()
+    rows = [answered(2, 2, 2, source="a:1"), answered(1, 2, 3, source="a:2")]
+    compared = compare_answers(rows, oracle, keep_alike=True, batch_size=1, seed=0)
+    assert [item.row.source for item in compared.rows] == ["a:1", "a:2"] and compared.skipped == {}
+    assert compared.rows[0].completion_ids == rows[0].completion_ids and oracle.asked == 2 * 3
+    ties = compared.rows[0].row.comparisons
+    assert {index for c in ties for index in (c.winner, c.loser)} == {0, 1, 2} and {c.probability for c in ties} == {
+        0.5
+    }
+
+
+def test_the_same_text_in_other_tokens_is_not_alike() -> None:
+    """The policy can tell them apart, so a loss of pairs learns from their tie."""
+    item = answered(2, 2)
+    item = replace(item, completion_ids=((12, 3), (1, 2, 3)))
+    (kept,) = compare([item], Ranked(), "all")
+    assert [c.probability for c in kept.row.comparisons] == [0.5]
+
+
 def test_a_win_rate_has_its_interval() -> None:
     """Wins .9, .9, .1, .5 against 3: mean .6, sample deviation .3830, standard error .1915."""
     ours = [answered(n) for n in (5, 4, 1, 3)]
