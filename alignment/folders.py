@@ -80,7 +80,7 @@ class RunFiles(TrainerCallback):
 
 # What may differ between a run and its continuation: how long, where, and what is seen of it.
 _FREE = re.compile(
-    r"output_dir|schedule\.rounds|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
+    r"output_dir|schedule\.rounds|evaluation\..+|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
     r"|(logging|eval|save|hub|dataloader)_\w+|push_to_hub)"
 )
 

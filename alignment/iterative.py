@@ -7,7 +7,7 @@ again skips what is finished, resumes the training that was interrupted, and ref
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alignment.artefacts import Artefact, read_rows, write_rows
 from alignment.checkpoints import STATE_FILE, last_checkpoint
-from alignment.config import Recipe, build_arguments
+from alignment.config import Recipe, build_arguments, build_callbacks
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
@@ -27,7 +27,7 @@ from alignment.models import load_causal_model, load_policy, load_tokenizer, lor
 from alignment.oracles import build_oracle
 from alignment.policies import CausalLMPolicy
 from alignment.preparation import prepare_data, write_report
-from alignment.rounds import answer_prompts, compare_answers, win_rate
+from alignment.rounds import answer_prompts, compare_answers
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
 
@@ -61,11 +61,14 @@ def run(recipe: Recipe) -> RunResult:
         write_header(folder, recipe.to_yaml(), None)
     write_report(data, folder)
     assert recipe.oracle is not None
+    oracle = build_oracle(recipe.oracle, args.device)
+    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
     campaign = _Campaign(
         recipe=recipe,
         folder=folder,
         tokenizer=tokenizer,
-        oracle=build_oracle(recipe.oracle, args.device),
+        oracle=oracle,
+        judge=oracle if judge is None else build_oracle(judge, args.device),
         prompts=_encode("training prompts", data.train, tokenizer, recipe, announce),
         held_out=_encode("held-out prompts", data.evaluation, tokenizer, recipe, announce),
         device=args.device,
@@ -114,6 +117,7 @@ class _Campaign:
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     oracle: Oracle
+    judge: Oracle
     prompts: tuple[EncodedRow, ...]
     held_out: tuple[EncodedRow, ...]
     device: torch.device
@@ -147,7 +151,9 @@ class _Campaign:
                 "method": recipe.method,
                 "training": recipe.training,
                 "anchors": tree["anchors"],
-            },
+            }
+            # An evaluation only looks, unless it chooses the checkpoint.
+            | ({"evaluation": tree.get("evaluation")} if recipe.training.get("load_best_model_at_end") else {}),
         )
         if not answers.is_finished():
             self._answer(number, answers)
@@ -204,22 +210,22 @@ class _Campaign:
         args = build_arguments(recipe, output_dir=str(folder))
         set_seed(recipe.seed + number)
         policy = self._policy(number - 1)
-        is_adapter = recipe.policy.lora is not None
-        reference = self._reference()
         method = recipe.build_method()
         trainer = PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
-            ref_model=reference,
+            ref_model=self._reference(),
             past_models=self._past(number),
             args=args,
             train_dataset=read_rows(preferences.path),
+            eval_dataset=self.held_out or None,
+            eval_oracle=self.judge,
             processing_class=self.tokenizer,
             peft_config=lora_config(recipe.policy.lora, "CAUSAL_LM")
             if recipe.policy.lora is not None and not isinstance(policy, PeftModel)
             else None,
             method=method,
-            callbacks=[RunFiles(folder, recipe.to_yaml(), round=number)],
+            callbacks=[RunFiles(folder, recipe.to_yaml(), round=number), *build_callbacks(recipe)],
         )
         whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
         checkpoint = last_checkpoint(folder) if whole else None
@@ -228,7 +234,7 @@ class _Campaign:
             check_same_recipe(checkpoint, recipe.to_yaml())
             self.announce(f"round {number}: resuming from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        metrics = self._metrics(trainer, number, reference=reference, is_adapter=is_adapter)
+        metrics = self._metrics(trainer)
         partial = folder / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(model.path, ignore_errors=True)
@@ -239,38 +245,22 @@ class _Campaign:
             shutil.rmtree(path)
         self.announce(f"round {number}: trained, {self._describe(metrics)}")
 
-    def _metrics(
-        self, trainer: PreferenceTrainer, number: int, *, reference: PreTrainedModel | None, is_adapter: bool
-    ) -> dict[str, float]:
+    def _metrics(self, trainer: PreferenceTrainer) -> dict[str, float]:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         metrics = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
         if not self.held_out:
             return metrics
-        if is_adapter:
-            with trainer.model.disable_adapter():
-                theirs = self._held_out_answers(trainer.model, 0)
-        else:
-            theirs = self._held_out_answers(reference or self._policy(0), 0)
-        rate = win_rate(self._held_out_answers(trainer.model, number), theirs, self.oracle)
-        return metrics | {f"win_rate_{name}": value for name, value in asdict(rate).items()}
-
-    def _held_out_answers(self, model: Any, number: int) -> tuple[EncodedRow, ...]:
-        return answer_prompts(
-            self._speaker(model, temperature=1.0),
-            self.held_out,
-            num_completions=1,
-            batch_size=self._batch_size,
-            generator=self._generator(number, 2),
-        )
+        return metrics | {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
 
     def _describe(self, metrics: dict[str, float]) -> str:
         parts = []
         if "last_loss" in metrics:
             parts.append(f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}")
-        if "win_rate_mean" in metrics:
+        if "win_rate_vs_ref" in metrics:
+            low, high = metrics["win_rate_vs_ref_low"], metrics["win_rate_vs_ref_high"]
             parts.append(
-                f"win rate against the reference {metrics['win_rate_mean']:.3f} "
-                f"+- {metrics['win_rate_half_width']:.3f} on {metrics['win_rate_num_prompts']} held-out prompts"
+                f"win rate against the reference {metrics['win_rate_vs_ref']:.3f} (95 %: {low:.3f} to {high:.3f}) on "
+                f"{metrics['win_rate_num_prompts']} held-out prompts"
             )
         return ", ".join(parts) or "nothing was logged"
 
@@ -297,16 +287,15 @@ class _Campaign:
         window = max((spec.window for spec in needs.anchors if isinstance(spec, Past)), default=1)
         return [self._policy(earlier) for earlier in range(number - 2, max(-1, number - 1 - window), -1)]
 
-    def _speaker(self, model: Any, *, temperature: float | None = None) -> CausalLMPolicy:
+    def _speaker(self, model: Any) -> CausalLMPolicy:
         sampling = self.recipe.sampling
-        is_plain = temperature is not None
         return CausalLMPolicy(
             model,
             self.tokenizer,
             stop_token_ids=stop_token_ids(self.tokenizer),
-            temperature=sampling.temperature if temperature is None else temperature,
+            temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
-            top_k=None if is_plain else sampling.top_k,
+            top_k=sampling.top_k,
         )
 
     @property

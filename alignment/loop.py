@@ -9,14 +9,15 @@ import huggingface_hub
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from alignment import iterative
 from alignment.batches import rows_to_encode
 from alignment.checkpoints import last_checkpoint
-from alignment.config import Recipe, build_arguments
+from alignment.config import Recipe, build_arguments, build_callbacks
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
+from alignment.errors import UserError
 from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
@@ -69,6 +70,9 @@ def run(recipe: Recipe) -> RunResult:
         _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
+    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+    if recipe.evaluation is not None and not eval_set:
+        raise UserError("evaluation: expected held-out prompts, found none; raise data.eval_fraction")
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -82,9 +86,10 @@ def run(recipe: Recipe) -> RunResult:
             eval_dataset=eval_set,
             processing_class=tokenizer,
             oracle=None if recipe.oracle is None else build_oracle(recipe.oracle, args.device),
+            eval_oracle=None if judge is None else build_oracle(judge, args.device),
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
-            callbacks=[RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],
+            callbacks=[RunFiles(folder, recipe.to_yaml()), *build_callbacks(recipe)],
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
@@ -142,11 +147,6 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
-    spec = recipe.early_stopping
-    return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
 
 
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
@@ -209,6 +209,10 @@ def _print_summary(result: RunResult, console: Console) -> None:
                 start, end = result.before[name], result.after[name]
                 table.add_row(label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}")
         console.print(table)
+        if "win_rate_vs_ref" in result.after:
+            low, high = (result.after[f"win_rate_vs_ref_{end}"] for end in ("low", "high"))
+            on = f"on {result.after['win_rate_num_prompts']:,} held-out prompts"
+            console.print(f"win rate at the end, 95 %: {low:.3f} to {high:.3f} {on}", markup=False, highlight=False)
         for text in known_failures(result.before, result.after):
             console.print(f"note: {text}", markup=False, highlight=False)
     console.print(f"model: {result.model_folder}", markup=False, highlight=False)

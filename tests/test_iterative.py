@@ -55,7 +55,10 @@ def test_each_round_leaves_its_artefacts(finished: Path) -> None:
         assert entries[0]["round"] == number
     assert not same(weights(finished, 1), weights(finished, 2))
     summary = json.loads((finished / "summary.json").read_text())["after"]
-    assert 0 <= summary["win_rate_mean"] <= 1 and summary["win_rate_num_prompts"] == 30
+    assert (
+        0 <= summary["win_rate_vs_ref_low"] < summary["win_rate_vs_ref"] < summary["win_rate_vs_ref_high"] <= 1
+        and summary["win_rate_num_prompts"] == 30
+    )
     final = load_file(finished / "final" / "model.safetensors")
     assert same(final, weights(finished, 3))
 

@@ -14,7 +14,7 @@ from alignment.artefacts import Artefact, read_rows, write_rows
 from alignment.data import EncodedRow, Row, Turn, encode_rows, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
-from alignment.rounds import answer_prompts, compare_answers, win_rate
+from alignment.rounds import answer_prompts, compare_answers
 from alignment.tiny import tiny_model, tiny_tokenizer
 
 
@@ -92,14 +92,6 @@ def test_prompts_whose_answers_are_alike_are_skipped_unasked(pairs: str) -> None
     generator = torch.Generator().manual_seed(0)
     compared = compare_answers([answered(2, 2)], oracle, pairs=pairs, batch_size=1, generator=generator)
     assert compared.rows == () and compared.skipped == {"answers all alike": ("a:1",)} and oracle.asked == 0
-
-
-def test_a_win_rate_has_its_interval() -> None:
-    """Wins .9, .9, .1, .5 against 3: mean .6, sample deviation .3830, standard error .1915."""
-    ours = [answered(n) for n in (5, 4, 1, 3)]
-    found = win_rate(ours, [answered(3)] * 4, Ranked())
-    assert (found.mean, found.num_prompts) == (pytest.approx(0.6), 4)
-    assert found.half_width == pytest.approx(1.959964 * 0.191485, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

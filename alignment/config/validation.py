@@ -37,10 +37,19 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
     problems |= _check_method(tree, known)
     if isinstance(tree.get("training"), dict):
         problems |= training_problems(tree["training"], known)
-    if isinstance(tree.get("oracle"), dict):
-        problems |= _check_oracle(tree["oracle"])
+    evaluation = tree.get("evaluation")
+    for key, spec in {
+        "oracle": tree.get("oracle"),
+        "evaluation.oracle": evaluation.get("oracle") if isinstance(evaluation, dict) else None,
+    }.items():
+        if isinstance(spec, dict):
+            problems |= _check_oracle(key, spec)
     # A method or an oracle is judged as a whole, under the name of its block.
-    unjudged = {*unset, *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle.")))}
+    unjudged = {
+        *unset,
+        *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle."))),
+        *("evaluation.oracle" for key in unset if key.startswith("evaluation.oracle.")),
+    }
     lines = [*unset.values(), *(line for key, line in problems.items() if key not in unjudged)]
     lines = [*_unmet_needs(recipe or _without_mistakes(tree)), *lines]
     if lines or recipe is None:
@@ -81,13 +90,13 @@ def _option_keys(tree: Mapping[str, Any]) -> tuple[str, ...]:
     return ("method.name", *(f"method.{option.name}" for option in dataclasses.fields(cast(Any, card))))
 
 
-def _check_oracle(spec: Mapping[str, Any]) -> Problems:
+def _check_oracle(key: str, spec: Mapping[str, Any]) -> Problems:
     from alignment.oracles import check_oracle
 
     try:
         check_oracle(spec)
     except UserError as error:
-        return {"oracle": str(error)}
+        return {key: str(error) if key == "oracle" else f"evaluation: {error}"}
     return {}
 
 

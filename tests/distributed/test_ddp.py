@@ -1,5 +1,6 @@
 """Two processes on the CPU: the launch is what it says, and the result is that of one process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,14 @@ def test_two_stages_on_two_processes(tmp_path: Path) -> None:
     said = launch(tmp_path / "egpo", processes=2, batch=2, recipe="recipes/quickstart/egpo.yaml")
     assert "2 process(es), MULTI_CPU" in said and "win rate" in said
     assert parameters(tmp_path / "egpo").isfinite().all()
+
+
+def test_win_rates_of_two_processes(tmp_path: Path) -> None:
+    """Each answers its own share of the held-out prompts; together they count every prompt once."""
+    evaluation = "evaluation={every: 2, num_prompts: 7, max_new_tokens: 4, oracle: {kind: rule, rule: shorter}}"
+    launch(tmp_path / "two", processes=2, batch=4, recipe=RECIPE, overrides=(evaluation,))
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval_win_rate_vs_ref" in line]
+    assert [line["iteration"] for line in found] == [0, 2, 3]
+    assert {line["eval_win_rate_num_prompts"] for line in found} == {7}
+    assert all(line["eval_win_rate_vs_ref_low"] < line["eval_win_rate_vs_ref"] for line in found)
