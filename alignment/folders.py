@@ -5,7 +5,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 import alignment
+from alignment.config import Recipe
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
+from alignment.model_card import model_card
 
 _SECONDS_TO_SETTLE = 1.0
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
@@ -52,6 +54,19 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
         metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+
+
+def run_card(recipe: Recipe, *, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """The README of a run's model; see :func:`alignment.model_card.model_card`."""
+    return model_card(
+        recipe.build_method(),
+        name=recipe.method["name"],
+        base_model=recipe.policy.model,
+        data=tuple(path for source in recipe.data.sources for path in source.path),
+        recipe=recipe.to_yaml(),
+        before=before,
+        after=after,
+    )
 
 
 class RunFiles(TrainerCallback):

@@ -18,14 +18,12 @@ from alignment.config import Recipe, build_arguments, build_callbacks
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
-from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, write_header
+from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, run_card, write_header
 from alignment.launch import check_deepspeed, uses_deepspeed
-from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.trainer import PreferenceTrainer
-from alignment.types import Method
 
 _ROUND_FROM_DATA = (
     "note: this round takes its responses from a data set. The theory of '{name}' is about i.i.d. samples of the "
@@ -104,7 +102,7 @@ def run(recipe: Recipe) -> RunResult:
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
     if is_first:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
-        (model_folder / "README.md").write_text(_model_card(recipe, method, result))
+        (model_folder / "README.md").write_text(run_card(recipe, before=before, after=after))
         _print_summary(result, console)
         if args.push_to_hub:
             url = huggingface_hub.upload_folder(
@@ -151,18 +149,6 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
 
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
-
-
-def _model_card(recipe: Recipe, method: Method, result: RunResult) -> str:
-    return model_card(
-        method,
-        name=recipe.method["name"],
-        base_model=recipe.policy.model,
-        data=tuple(path for source in recipe.data.sources for path in source.path),
-        recipe=recipe.to_yaml(),
-        before=result.before,
-        after=result.after,
-    )
 
 
 def _describe(trainer: PreferenceTrainer) -> str:

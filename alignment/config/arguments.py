@@ -21,8 +21,6 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
         UserError: if two training keys contradict one another.
     """
     sampling, evaluation = recipe.sampling, recipe.evaluation or EvaluationSpec()
-    samples = recipe.samples_in_rounds or recipe.build_method().needs.samples_in_batches
-    longest = sampling.max_new_tokens if samples else recipe.data.max_completion_length
     rhythm = {} if evaluation.every is None else {"eval_strategy": "steps", "eval_steps": evaluation.every}
     try:
         return AlignmentArguments(
@@ -41,7 +39,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             store_anchors=recipe.anchors.store,
             win_rate_completions=evaluation.num_completions,
             win_rate_temperature=evaluation.temperature,
-            win_rate_max_new_tokens=evaluation.max_new_tokens or longest,
+            win_rate_max_new_tokens=recipe.longest_answer,
             win_rate_prompts=evaluation.num_prompts,
             **_current_names(recipe.training) | rhythm,
         )

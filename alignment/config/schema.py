@@ -389,6 +389,14 @@ class Recipe(Block):
         return self.oracle if self.evaluation is None or self.evaluation.oracle is None else self.evaluation.oracle
 
     @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer to a held-out prompt, at most."""
+        if self.evaluation is not None and self.evaluation.max_new_tokens is not None:
+            return self.evaluation.max_new_tokens
+        samples = self.samples_in_rounds or self.build_method().needs.samples_in_batches
+        return self.sampling.max_new_tokens if samples else self.data.max_completion_length
+
+    @property
     def samples_in_rounds(self) -> bool:
         """Whether each round's responses are sampled from the policy at its start."""
         return (
