@@ -1,5 +1,6 @@
 """Answers of a trained model, for the eye or for a benchmark's file."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,8 @@ def sample(
     """
     if temperature is None:
         temperature = _recipe_temperature(model)
+    if not math.isfinite(temperature):
+        raise UserError(f"--temperature: expected a finite number, got {temperature}")
     if temperature == 0 and num_completions > 1:
         raise UserError(f"--num: expected 1 at temperature 0, which gives one answer, got {num_completions}")
     longest = max_new_tokens or _recipe_length(model)

@@ -111,6 +111,7 @@ MISTAKES = {
     "a role": (["{run}", "--prompt", "a", "--role", "system"], "expected text or user, got 'system'"),
     "an opponent": (["{run}", "--against", "sft"], "expected ref, got 'sft'"),
     "greedy twice": (["{run}", "--temperature", "0", "--num", "2"], "expected 1 at temperature 0"),
+    "no temperature": (["{run}", "--prompt", "a", "--temperature", "inf"], "expected a finite number, got inf"),
     "many outputs": (["{run}", "--output", "{tmp}/out.json", "--num", "2"], "expected 1 with --output"),
     "no checkpoint": (["{run}", "--checkpoint", "9"], "there are: 1, 2"),
     "too long": (["{run}", "--prompt", "{long}"], "prompt"),

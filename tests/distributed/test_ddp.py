@@ -49,6 +49,7 @@ def test_win_rates_of_two_processes(tmp_path: Path) -> None:
     launch(tmp_path / "two", processes=2, batch=4, recipe=RECIPE, overrides=(evaluation,))
     lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     found = [line for line in lines if "eval_win_rate_vs_ref" in line]
-    assert [line["iteration"] for line in found] == [0, 2, 3]
+    # Before training, at iteration 2, at the end of training, and of the model that is saved.
+    assert [line["iteration"] for line in found] == [0, 2, 3, 3]
     assert {line["eval_win_rate_num_prompts"] for line in found} == {7}
     assert all(line["eval_win_rate_vs_ref_low"] < line["eval_win_rate_vs_ref"] for line in found)
