@@ -152,6 +152,7 @@ def test_wins_are_those_of_the_answers(
     played = match(rows, models, tokenizer, oracle=oracle)
     wins_PK = played.wins(models, step=1)
     asked = oracle.questions[:10]
+    assert [theirs for _, _, theirs in asked] == [text for group in played._ref_texts for text in group]
     assert [prompt for prompt, _, _ in asked] == [f"what {n}" for n in (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)]
     expected = [(0.5 if a == b else float(a < b)) for _, a, b in asked]
     assert wins_PK[:, 0].tolist() == pytest.approx([sum(expected[i : i + 2]) / 2 for i in range(0, 10, 2)])
