@@ -635,3 +635,11 @@ def test_a_judge_of_another_kind_replaces_that_of_the_base(write: Write) -> None
     recipe = load_recipe(write(text)).recipe
     assert recipe.judge == {"kind": "bradley_terry", "model": "somewhere"}
     assert recipe.evaluation is not None and recipe.evaluation.every == 5
+
+
+def test_the_evaluation_that_the_text_shows_is_valid(write: Write) -> None:
+    text = (recipes_folder() / "README.md").read_text().split("## Win rate while training")[1]
+    block = text.split("```yaml\n")[1].split("```")[0]
+    base = "".join(line for line in OFFLINE.splitlines(keepends=True) if not line.startswith("training:"))
+    recipe = load_recipe(write(base + block)).recipe
+    assert recipe.evaluation is not None and recipe.evaluation.every == recipe.training["save_steps"] == 50
