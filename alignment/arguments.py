@@ -32,6 +32,11 @@ class AlignmentArguments(TrainingArguments):
         max_completion_length: the longest response that is read from data, in tokens; longer ones are cut and counted.
         store_anchors: compute the log-probs of frozen policies once for a data set, before training, and keep them on
             disk: no reference model during training, and no forward of it in a second run.
+        win_rate_completions: answers to a held-out prompt, of the policy and of the reference, for the win rate.
+        win_rate_temperature: of these answers; 0 takes the likeliest token at each step.
+        win_rate_max_new_tokens: the longest of them; ``None`` for ``max_new_tokens`` where the method samples, else
+            ``max_completion_length``.
+        win_rate_prompts: held-out prompts that are answered; ``None`` for all.
     """
 
     remove_unused_columns: bool = False
@@ -49,6 +54,10 @@ class AlignmentArguments(TrainingArguments):
     max_prompt_length: int = 512
     max_completion_length: int = 512
     store_anchors: bool = False
+    win_rate_completions: int = 1
+    win_rate_temperature: float = 1.0
+    win_rate_max_new_tokens: int | None = None
+    win_rate_prompts: int | None = None
 
     def __post_init__(self) -> None:
         problems = list(_sampling_problems(self))
@@ -94,7 +103,17 @@ def _sampling_problems(args: AlignmentArguments) -> list[str]:
         "steps_per_rollout",
         "max_prompt_length",
         "max_completion_length",
+        "win_rate_completions",
+        "win_rate_max_new_tokens",
+        "win_rate_prompts",
     ):
-        if vars(args)[name] < 1:
-            problems.append(f"{name}: expected at least 1, got {vars(args)[name]}")
+        value = vars(args)[name]
+        if value is not None and value < 1:
+            problems.append(f"{name}: expected at least 1, got {value}")
+    if not 0 <= args.win_rate_temperature < math.inf:
+        problems.append(
+            f"win_rate_temperature: expected a finite number of at least 0, got {args.win_rate_temperature}"
+        )
+    if args.win_rate_temperature == 0 and (args.win_rate_completions > 1 or args.engine == "enumerate"):
+        problems.append("win_rate_temperature: 0 gives one answer to a prompt, sampled: expected a number above 0")
     return problems

@@ -70,6 +70,11 @@ class EncodedRows(Dataset[EncodedRow]):
     def __getitem__(self, index: int) -> EncodedRow:
         return self.rows[index]
 
+    @property
+    def has_responses(self) -> bool:
+        """Whether any row is more than a prompt."""
+        return any(item.completion_ids for item in self.rows)
+
 
 class Collator:
     """Wraps the batch in a dictionary, which is what Trainer and Accelerate pass around."""

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alignment.doctor import Examination
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
+    from alignment.sample import Answered
 
 app = typer.Typer(
     name="alignment",
@@ -36,6 +37,12 @@ app.add_typer(recipes_app, name="recipes", help="The recipes that come with the 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path.")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, the folder of a model, or a name on the Hub.")
+]
+CheckpointOption = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Take RUN/checkpoint-N. [default: the final model]")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -173,6 +180,120 @@ def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     from alignment.fitting import reward as command
 
     command.run(loaded.recipe)
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given again.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts of any shape that recipes read. [default: the run's held-out ones]"),
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(metavar="text|user", help="What a prompt given as a string is. [default: as in the run's data]"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Answer the first so many. [default: all; 10 of held-out ones]")
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Answers to a prompt.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy. [default: that of the recipe's evaluation, or 1]")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest answer. [default: the recipe's; 256 without one]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed prints the same answers.")] = 0,
+    against: Annotated[str | None, typer.Option(metavar="ref", help="Also print the reference's answers.")] = None,
+    checkpoint: CheckpointOption = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write AlpacaEval's model_outputs.json, one answer a prompt.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print answers of a run's model, of one of its checkpoints, of any model.
+
+    \b
+    Example: alignment sample runs/quickstart/dpo --prompt "Say hello." --against ref
+    """
+    if role not in (None, "text", "user"):
+        raise UserError(f"--role: expected text or user, got '{role}'")
+    if against not in (None, "ref"):
+        raise UserError(f"--against: expected ref, got '{against}'")
+    if output is not None and num > 1:
+        raise UserError(f"--num: expected 1 with --output, which holds one answer to a prompt, got {num}")
+    import torch
+
+    from alignment import sample as command
+    from alignment.trained import find_model
+
+    model = find_model(run, checkpoint=checkpoint)
+    with _progress() as progress:
+        answered = command.sample(
+            model,
+            command.Prompts(texts=prompt or (), file=prompts, role=role, limit=limit),
+            num_completions=num,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            against_ref=against is not None,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            announce=lambda line: typer.echo(line, err=True),
+            progress=_bars(progress),
+        )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        outputs = command.model_outputs(answered, model.name)
+        output.write_text(json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
+        typer.echo(f"wrote {output}", err=True)
+    if as_json:
+        typer.echo(json.dumps([item.to_json() for item in answered], indent=2, ensure_ascii=False))
+    elif output is None:
+        _print_answers(answered)
+
+
+def _print_answers(answered: "Sequence[Answered]") -> None:
+    from rich.text import Text
+
+    console = _console()
+    for item in answered:
+        console.print(Text.assemble(("prompt  ", "bold"), item.prompt), soft_wrap=True)
+        for label, style, texts in (
+            ("answer  ", "bold green", item.answers),
+            ("ref     ", "bold cyan", item.ref or ()),
+        ):
+            for text in texts:
+                console.print(Text.assemble((label, style), text), soft_wrap=True)
+        console.print()
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="The folder to write; made if missing.")],
+    checkpoint: CheckpointOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|bfloat16|float16", help="Of the weights. [default: the recipe's, or as stored]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Write a run's model as one that loads anywhere, with its adapter merged.
+
+    \b
+    Example: alignment export runs/quickstart/dpo models/dpo --dtype bfloat16
+    """
+    from alignment import export as command
+    from alignment.trained import find_model
+
+    if dtype is not None and dtype not in command.DTYPES:
+        raise UserError(f"--dtype: expected one of {', '.join(command.DTYPES)}, got '{dtype}'")
+    model = find_model(run, checkpoint=checkpoint)
+    with _progress() as progress:
+        progress.add_task(f"export {model.name}", total=None)
+        done = command.export(model, destination, dtype=dtype, force=force)
+    typer.echo(done)
 
 
 def _print_notes(notes: Sequence[str]) -> None:
@@ -344,13 +465,6 @@ def game(
 
     names, seeds = _list(methods, "--methods"), [_integer(item, "--seed") for item in _list(seed, "--seed")]
     with _progress() as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
-            progress.update(tasks[name], completed=done)
-
         result = run_protocol(
             games=games,
             methods=names,
@@ -360,7 +474,7 @@ def game(
             seeds=seeds,
             num_games=num_games,
             num_actions=num_actions,
-            progress=report,
+            progress=_bars(progress),
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
@@ -388,6 +502,18 @@ def _progress() -> "AbstractContextManager[Progress]":
     from rich.progress import Progress
 
     return Progress(console=_console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _bars(progress: "Progress") -> "Callable[[str, int, int], None]":
+    """Moves a bar for each thing that is done."""
+    tasks: dict[str, Any] = {}
+
+    def report(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = progress.add_task(name, total=total)
+        progress.update(tasks[name], completed=done)
+
+    return report
 
 
 def _print_gaps(result: "ProtocolResult") -> None:

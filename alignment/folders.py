@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import alignment
+from alignment.config import Recipe
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
+from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
@@ -54,6 +56,19 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
         metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+
+
+def run_card(recipe: Recipe, *, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """The README of a run's model; see :func:`alignment.model_card.model_card`."""
+    return model_card(
+        recipe.build_method(),
+        name=recipe.method["name"],
+        base_model=recipe.policy.model,
+        data=tuple(path for source in recipe.data.sources for path in source.path),
+        recipe=recipe.to_yaml(),
+        before=before,
+        after=after,
+    )
 
 
 class RunFiles(TrainerCallback):
@@ -109,7 +124,7 @@ def oracle_accounts(folder: Path) -> Iterator[Accounts]:
 
 # What may differ between a run and its continuation: how long, where, and what is seen of it.
 _FREE = re.compile(
-    r"output_dir|schedule\.rounds|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
+    r"output_dir|schedule\.rounds|evaluation\..+|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
     r"|(logging|eval|save|hub|dataloader)_\w+|push_to_hub)"
 )
 

@@ -117,16 +117,19 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
             f"schedule.prompts: expected a prompt for each of {recipe.schedule.rounds} rounds to divide among them, "
             f"found {len(prompts)}; give more prompts, ask for fewer rounds, or let every round have all"
         )
+    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
     players = []
     for name, own in recipe.by_player().items():
         assert own.oracle is not None
+        oracle = build_oracle(own.oracle, args.device, accounts)
         players.append(
             Player(
                 name=name,
                 recipe=own,
                 folder=folder / name,
                 tokenizer=tokenizer,
-                oracle=build_oracle(own.oracle, args.device, accounts),
+                oracle=oracle,
+                judge=oracle if judge is None else build_oracle(judge, args.device, accounts),
                 prompts=prompts,
                 held_out=held_out,
                 device=args.device,

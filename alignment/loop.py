@@ -9,23 +9,30 @@ import huggingface_hub
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from alignment import iterative
 from alignment.batches import rows_to_encode
 from alignment.checkpoints import last_checkpoint
-from alignment.config import Recipe, build_arguments
+from alignment.config import Recipe, build_arguments, build_callbacks
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
-from alignment.folders import OracleFigures, RunFiles, RunResult, check_same_recipe, oracle_accounts, write_header
+from alignment.errors import UserError
+from alignment.folders import (
+    OracleFigures,
+    RunFiles,
+    RunResult,
+    check_same_recipe,
+    oracle_accounts,
+    run_card,
+    write_header,
+)
 from alignment.launch import check_deepspeed, uses_deepspeed
-from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.ranks import Ranks
 from alignment.trainer import PreferenceTrainer
-from alignment.types import Method
 
 _ROUND_FROM_DATA = (
     "note: this round takes its responses from a data set. The theory of '{name}' is about i.i.d. samples of the "
@@ -81,6 +88,9 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
         _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
+    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+    if recipe.evaluation is not None and not eval_set:
+        raise UserError("evaluation: expected held-out prompts, found none; raise data.eval_fraction")
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -94,9 +104,10 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
             eval_dataset=eval_set,
             processing_class=tokenizer,
             oracle=oracle,
+            eval_oracle=None if judge is None else build_oracle(judge, args.device, accounts),
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
-            callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *_early_stopping(recipe)],
+            callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *build_callbacks(recipe)],
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
@@ -117,7 +128,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     if is_first:
         summary = {"before": before, "after": after} | ({"average": averaged} if averaged else {})
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (model_folder / "README.md").write_text(_model_card(recipe, method, result))
+        (model_folder / "README.md").write_text(run_card(recipe, before=before, after=after))
         _print_summary(result, console)
         if args.push_to_hub:
             url = huggingface_hub.upload_folder(
@@ -162,25 +173,8 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
         logger.setLevel(level)
 
 
-def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
-    spec = recipe.early_stopping
-    return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
-
-
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
-
-
-def _model_card(recipe: Recipe, method: Method, result: RunResult) -> str:
-    return model_card(
-        method,
-        name=recipe.method["name"],
-        base_model=recipe.policy.model,
-        data=tuple(path for source in recipe.data.sources for path in source.path),
-        recipe=recipe.to_yaml(),
-        before=result.before,
-        after=result.after,
-    )
 
 
 def _describe(trainer: PreferenceTrainer) -> str:
@@ -227,6 +221,10 @@ def _print_summary(result: RunResult, console: Console) -> None:
                 start, end = result.before[name], result.after[name]
                 table.add_row(label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}")
         console.print(table)
+        if "win_rate_vs_ref" in result.after:
+            low, high = (result.after[f"win_rate_vs_ref_{end}"] for end in ("low", "high"))
+            on = f"on {result.after['win_rate_num_prompts']:,} held-out prompts"
+            console.print(f"win rate at the end, 95 %: {low:.3f} to {high:.3f} {on}", markup=False, highlight=False)
         for text in known_failures(result.before, result.after):
             console.print(f"note: {text}", markup=False, highlight=False)
     console.print(f"model: {result.model_folder}", markup=False, highlight=False)

@@ -6,7 +6,6 @@ made an artefact is a function of the round alone, so that each stage can be don
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
 from alignment.batches import check_context
 from alignment.checkpoints import STATE_FILE, last_checkpoint
-from alignment.config import Recipe, build_arguments
+from alignment.config import Recipe, build_arguments, build_callbacks
 from alignment.data import EncodedRow, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
@@ -28,7 +27,7 @@ from alignment.models import load_causal_model, load_policy, lora_config
 from alignment.oracles import deciding_keys
 from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
-from alignment.rounds import answer_prompts, compare_answers, win_rate
+from alignment.rounds import answer_prompts, compare_answers
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
 from alignment.weights import TrainableWeights, adapter_weights, idle_adapter
@@ -45,8 +44,9 @@ class Player:
         folder: where its rounds are.
         tokenizer: of the policy.
         oracle: who compares its answers.
+        judge: who compares those to held-out prompts with the reference's.
         prompts: encoded, without answers.
-        held_out: likewise, for the win rate against the reference.
+        held_out: likewise.
         device: where models go.
         ranks: the processes of the launch.
         batch_size: prompts that a process answers or asks about at once.
@@ -61,6 +61,7 @@ class Player:
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
         oracle: Oracle,
+        judge: Oracle,
         prompts: tuple[EncodedRow, ...],
         held_out: tuple[EncodedRow, ...],
         device: torch.device,
@@ -71,7 +72,7 @@ class Player:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
         self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
         self.label = f" of {name}" if name else ""
-        self._announce, self._batch_size = announce, batch_size
+        self._judge, self._announce, self._batch_size = judge, announce, batch_size
         self._method = recipe.build_method()
         self._tree = recipe.model_dump(mode="json", exclude_none=True)
         self._others: Mapping[str, Player] = {}
@@ -130,6 +131,9 @@ class Player:
                 "training": self.recipe.training,
                 "anchors": self._tree["anchors"],
             }
+            if self.recipe.training.get("load_best_model_at_end"):
+                # Else an evaluation only looks.
+                made_by["evaluation"] = self._tree.get("evaluation")
             rivals = {rival: self._others[rival].policy_after(number - 1).fingerprint for rival in self._rivals}
             folder = self._round(number) if is_last else self._round(number) / f"fit-{index + 1}"
             return folder / "model", made_by | ({"players": rivals} if rivals else {})
@@ -261,18 +265,19 @@ class Player:
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
         set_seed(recipe.seed + number)
         policy = self._trainable(self._load(self._start_of(number, index)))
-        reference = self._reference()
         trainer = PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
-            ref_model=reference,
+            ref_model=self._reference(),
             past_models=self._past(number, policy),
             players={rival: self._frozen(policy, self._others[rival], number - 1) for rival in self._rivals},
             args=args,
             train_dataset=read_rows(self.preferences(number).path),
+            eval_dataset=self.held_out or None,
+            eval_oracle=self._judge,
             processing_class=self.tokenizer,
             method=self._method,
-            callbacks=[RunFiles(folder, recipe.to_yaml(), round=number)],
+            callbacks=[RunFiles(folder, recipe.to_yaml(), round=number), *build_callbacks(recipe)],
         )
         whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
         checkpoint = last_checkpoint(folder) if whole else None
@@ -283,8 +288,8 @@ class Player:
             self._say(number, f"resuming from {checkpoint}")
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         metrics = _losses(trainer)
-        if model == self.policy_after(number):
-            metrics |= self._win_rate(trainer.model, number, reference)
+        if self.held_out:
+            metrics |= {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         partial = folder / "model.partial"
         if self.ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -297,28 +302,6 @@ class Player:
             for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
         self._say(number, f"{self._name_of(index)}trained, {_describe(metrics)}")
-
-    def _win_rate(self, policy: Any, number: int, reference: PreTrainedModel | None) -> dict[str, float]:
-        """Against the reference, on the held-out prompts."""
-        if not self.held_out:
-            return {}
-        if isinstance(policy, PeftModel):
-            with policy.disable_adapter():
-                theirs = self._held_out_answers(policy, 0)
-        else:
-            theirs = self._held_out_answers(reference or self._load(self.start()), 0)
-        rate = win_rate(self._held_out_answers(policy, number), theirs, self.oracle)
-        return {f"win_rate_{name}": value for name, value in asdict(rate).items()}
-
-    def _held_out_answers(self, model: Any, number: int) -> tuple[EncodedRow, ...]:
-        return answer_prompts(
-            self._speaker(model, temperature=1.0),
-            self.held_out,
-            num_completions=1,
-            batch_size=self._batch_size,
-            seed=self._seed(number, 2),
-            ranks=self.ranks,
-        )
 
     def _average(self, rounds: int, decay: float) -> None:
         """The average of the models of all rounds, the start among them."""
@@ -369,16 +352,15 @@ class Player:
         window = max((spec.window for spec in self._method.needs.anchors if isinstance(spec, Past)), default=1)
         return [self._frozen(policy, self, earlier) for earlier in range(number - 2, max(-1, number - 1 - window), -1)]
 
-    def _speaker(self, model: Any, *, temperature: float | None = None) -> CausalLMPolicy:
+    def _speaker(self, model: Any) -> CausalLMPolicy:
         sampling = self.recipe.sampling
-        is_plain = temperature is not None
         return CausalLMPolicy(
             model,
             self.tokenizer,
             stop_token_ids=stop_token_ids(self.tokenizer),
-            temperature=sampling.temperature if temperature is None else temperature,
+            temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
-            top_k=None if is_plain else sampling.top_k,
+            top_k=sampling.top_k,
         )
 
     def _seed(self, number: int, stage: int) -> int:
@@ -398,9 +380,10 @@ def _describe(metrics: Mapping[str, float]) -> str:
     parts = []
     if "last_loss" in metrics:
         parts.append(f"loss {metrics['first_loss']:.4f} -> {metrics['last_loss']:.4f}")
-    if "win_rate_mean" in metrics:
+    if "win_rate_vs_ref" in metrics:
+        low, high = metrics["win_rate_vs_ref_low"], metrics["win_rate_vs_ref_high"]
         parts.append(
-            f"win rate against the reference {metrics['win_rate_mean']:.3f} "
-            f"+- {metrics['win_rate_half_width']:.3f} on {metrics['win_rate_num_prompts']} held-out prompts"
+            f"win rate against the reference {metrics['win_rate_vs_ref']:.3f} (95 %: {low:.3f} to {high:.3f}) on "
+            f"{metrics['win_rate_num_prompts']} held-out prompts"
         )
     return ", ".join(parts) or "nothing was logged"

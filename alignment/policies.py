@@ -158,7 +158,7 @@ class CausalLMPolicy:
         model: of transformers; not wrapped for distribution.
         tokenizer: with a padding token.
         stop_token_ids: tokens that end an answer; they belong to it.
-        temperature: of sampling.
+        temperature: of sampling; 0 takes the likeliest token at each step.
         max_new_tokens: longest answer; one cut there has no stop token.
         top_k: keep the k most likely tokens; ``None`` for all.
     """
@@ -214,9 +214,7 @@ class CausalLMPolicy:
             sequences_NT = self.model.generate(
                 input_ids=prompt_ids_BT,
                 attention_mask=prompt_mask_BT.long(),
-                do_sample=True,
-                temperature=self.temperature,
-                top_k=self.top_k or 0,
+                **self._decoding(),
                 num_return_sequences=num_completions,
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=list(self.stop_token_ids),
@@ -226,6 +224,12 @@ class CausalLMPolicy:
             )
         self.model.train(was_training)
         return self._completions(prompt_mask_BT, sequences_NT, num_completions)
+
+    def _decoding(self) -> dict[str, Any]:
+        if self.temperature == 0.0:
+            # Set to do nothing: what the model's own settings say would only be warned about.
+            return {"do_sample": False, "temperature": 1.0, "top_k": 50}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k or 0}
 
     def _completions(self, prompt_mask_BT: Tensor, sequences_NT: Tensor, num_completions: int) -> Completions:
         num_prompts, prompt_width = prompt_mask_BT.shape

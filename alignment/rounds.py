@@ -10,7 +10,6 @@ are not i.i.d. and have another minimiser (Lemma 2 of the method notes).
 Shape letters: ``B`` prompts, ``G`` completions of a prompt.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -25,7 +24,6 @@ from alignment.ranks import Ranks
 from alignment.stages import prompts_only
 from alignment.types import Completions, Oracle
 
-_Z95 = 1.959964
 ALONE = Ranks()
 
 
@@ -189,29 +187,6 @@ def knockout(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Genera
 SELECTIONS: Mapping[str, Selection] = MappingProxyType(
     {"all": all_pairs, "random": random_pair, "best_worst": best_worst, "knockout": knockout}
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WinRate:
-    """How often a policy's answer beats the reference's.
-
-    Attributes:
-        mean: over prompts, in [0, 1].
-        half_width: of the 95 % interval of the mean over prompts; infinite for a single prompt.
-        num_prompts: how many.
-    """
-
-    mean: float
-    half_width: float
-    num_prompts: int
-
-
-def win_rate(ours: Sequence[EncodedRow], theirs: Sequence[EncodedRow], oracle: Oracle) -> WinRate:
-    """Compare first answers to the same prompts."""
-    left, right = ([item.row.responses[0] for item in rows] for rows in (ours, theirs))
-    wins_N = ask(oracle, _prompts(ours), left, right)
-    spread = float(wins_N.std()) / math.sqrt(len(wins_N)) if len(wins_N) > 1 else math.inf
-    return WinRate(mean=float(wins_N.mean()), half_width=_Z95 * spread, num_prompts=len(wins_N))
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

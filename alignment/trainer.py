@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -38,18 +39,18 @@ from alignment.data import (
     EncodedRow,
     Row,
     encode_rows,
-    prompt_text,
     stop_token_ids,
     with_mismatched,
 )
 from alignment.errors import BudgetError, UserError
+from alignment.evaluation import ReferenceMatch
 from alignment.functional import preference_metrics
 from alignment.groups import GroupWelfare, check_panel
 from alignment.iterations import AdvanceAnchors, KeepAverage, WholeIterations, count_steps, per_iteration
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
-from alignment.oracles import PanelOracle, ask, preference_matrix
+from alignment.oracles import PanelOracle
 from alignment.policies import CausalLMPolicy, score
 from alignment.stages import (
     Annotated,
@@ -94,6 +95,7 @@ class PreferenceTrainer(Trainer):
         callbacks: of transformers.
         past_models: policies at the start of earlier rounds, the latest first, for a method that reads them.
         players: the other players' policies by name, for a method that reads them.
+        eval_oracle: who judges answers to held-out prompts against those of the reference; ``None`` for ``oracle``.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
     Raises:
@@ -117,6 +119,7 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
+        eval_oracle: Oracle | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         self.method = self._resolve_method(method, method_options)
@@ -169,6 +172,7 @@ class PreferenceTrainer(Trainer):
         if args.average_decay is not None:
             self.average = TrainableWeights(self.model)
             self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self._steps))
+        self.match = self._make_match(ref_model, oracle if eval_oracle is None else eval_oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
         # The last step of an iteration: the first batch begins one.
         self._step = self._steps - 1
@@ -199,7 +203,7 @@ class PreferenceTrainer(Trainer):
         if not stores:
             return anchors
         for data in (self.train_dataset, self.eval_dataset):
-            if isinstance(data, EncodedRows):
+            if isinstance(data, EncodedRows) and data.has_responses:
                 # One process of a node computes; the others then find its file.
                 with self.args.main_process_first(desc="log-probs"):
                     data.rows = with_stored_anchors(
@@ -210,6 +214,46 @@ class PreferenceTrainer(Trainer):
                         announce=logger.info,
                     )
         return anchors.unread()
+
+    def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:
+        """Where prompts are held out and somebody judges: the reference's answers, before a weight has moved."""
+        if oracle is None or not isinstance(self.eval_dataset, EncodedRows):
+            return None
+
+        @contextmanager
+        def policy_of(name: str) -> Iterator[nn.Module]:
+            if name == "ref" and ref_model is not None:
+                yield ref_model
+                return
+            # Without a copy of it the policy is still the start of training.
+            is_kept = "ref" in self.anchors.names or isinstance(self.model, PeftModel)
+            with self.anchors.model(name if is_kept else "policy") as module:
+                yield module
+
+        return ReferenceMatch(
+            self.eval_dataset.rows,
+            oracle,
+            policy_of=policy_of,
+            speaker=None if self.sampling.engine == "enumerate" else self._make_speaker,
+            temperature=self.args.win_rate_temperature,
+            num_completions=self.args.win_rate_completions,
+            num_prompts=self.args.win_rate_prompts,
+            batch_size=self.args.eval_batch_size,
+            seed=self.args.seed,
+            process=(self.args.process_index, self.args.world_size),
+            shows_progress=self.is_local_process_zero() and not self.args.disable_tqdm,
+        )
+
+    def _make_speaker(self, module: nn.Module) -> CausalLMPolicy:
+        """Who answers held-out prompts."""
+        longest = self.args.max_new_tokens if self.is_online else self.args.max_completion_length
+        return CausalLMPolicy(
+            module,
+            self._tokenizer(),
+            stop_token_ids=self._stop_token_ids,
+            temperature=self.args.win_rate_temperature,
+            max_new_tokens=self.args.win_rate_max_new_tokens or longest,
+        )
 
     def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
         if self.method_name is not None:
@@ -487,21 +531,23 @@ class PreferenceTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss and preference metrics on held-out rows; where the method samples, the win rate against the reference.
+        """Loss and preference metrics on held-out rows; where somebody judges, the win rate against the reference.
+
+        Rows that are prompts alone have no loss where the method reads its responses from data.
 
         Returns:
             Means over prompts, named with the prefix.
         """
         self.model.eval()
         generator = torch.Generator().manual_seed(self.args.seed)
-        wins: list[Tensor] = []
+        has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
         kls: list[Tensor] = []
         for inputs in self.get_eval_dataloader(eval_dataset):
             with torch.no_grad():
                 if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
                     kls.append(self._kl_to_ref(inputs["batch"], generator))
-                if self.is_online and "ref" in self.anchors.names:
-                    wins.append(self._wins_against_ref(inputs["batch"], generator))
+                if not has_loss:
+                    continue
                 annotated = self._annotate(inputs["batch"], generator)
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
@@ -510,23 +556,14 @@ class PreferenceTrainer(Trainer):
         metrics = self._take_metrics("eval")
         if kls:
             metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())
-        if wins:
-            metrics |= self._win_rates(self.accelerator.gather(torch.cat(wins)).mean(0))
+        if self.match is not None and (eval_dataset is None or eval_dataset is self.eval_dataset):
+            wins_PK = self.match.wins(self.anchors.model, step=self.state.global_step)
+            metrics |= self.match.metrics(self.accelerator.gather(wins_PK.to(self.args.device)))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.model.train()
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _win_rates(self, means_K: Tensor) -> dict[str, float]:
-        """The mean over oracles; of a panel also that of each, and the lowest."""
-        rates = {"win_rate_vs_ref": float(means_K.mean())}
-        if isinstance(self.oracle, PanelOracle):
-            rates |= {
-                f"win_rate_vs_ref_{name}": float(mean) for name, mean in zip(self.oracle.names, means_K, strict=True)
-            }
-            rates["win_rate_vs_ref_worst"] = float(means_K.min())
-        return rates
 
     def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
@@ -556,30 +593,6 @@ class PreferenceTrainer(Trainer):
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         return self.processing_class
-
-    def _wins_against_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Win probability [B, K] of one response of the policy against one of the reference, both at temperature 1."""
-        assert self.oracle is not None
-        members = self.oracle.members if isinstance(self.oracle, PanelOracle) else (self.oracle,)
-        prompts = [prompt_text(row) for row in batch.rows]
-        if self.sampling.engine == "enumerate":
-            return torch.stack([self._exact_wins_against_ref(batch, prompts, member) for member in members], dim=-1)
-        bare = prompts_only(batch)
-        texts = []
-        for name in ("policy", "ref"):
-            with self.anchors.model(name) as module:
-                policy = self._make_policy(module, 1.0)
-                answers = policy.sample(bare, num_completions=1, generator=generator)
-                texts.append([group[0] for group in policy.texts(answers)])
-        wins = [ask(member, prompts, *texts) for member in members]
-        return torch.stack(wins, dim=-1).float().to(self.args.device)
-
-    def _exact_wins_against_ref(self, batch: Batch, prompts: Sequence[str], oracle: Oracle) -> Tensor:
-        prefs_BGG = preference_matrix(oracle, prompts, [list(row.responses) for row in batch.rows])
-        policy_BG, ref_BG = (
-            probabilities(batch.completions, self.anchors.model, name, 1.0).cpu() for name in ("policy", "ref")
-        )
-        return torch.einsum("bi,bij,bj->b", policy_BG, prefs_BGG, ref_BG).float().to(self.args.device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: Trainer's rule of thumb knows neither groups nor rollouts."""

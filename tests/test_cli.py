@@ -22,6 +22,8 @@ COMMANDS = [
     ["train"],
     ["sft"],
     ["reward"],
+    ["sample"],
+    ["export"],
     ["doctor"],
     ["methods"],
     ["game"],

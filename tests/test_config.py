@@ -305,7 +305,18 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
         ("learning_rate=1e-3", "unknown key 'learning_rate'; did you mean 'training.learning_rate'?"),
         ("policy.rank=8", "unknown key 'policy.rank'; did you mean 'policy.lora.rank'?"),
         ("training.max_step=1", "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
-        ("evaluation.every=10", "unknown key 'evaluation'; did you mean 'data.evaluation'?"),
+        ("evaluations.every=10", "unknown key 'evaluations'; did you mean 'evaluation'?"),
+        ("evaluation.every=10", "evaluation.oracle: method 'dpo' trains without an oracle: expected one that judges"),
+        ("evaluation={oracle: {kind: rule, rule: shorter}, evry: 3}", "unknown key 'evaluation.evry'; did you mean"),
+        (
+            "evaluation={oracle: {kind: rule, rule: shorter}, every: 0}",
+            "evaluation.every: expected a number > 0, got 0",
+        ),
+        ("evaluation={oracle: {kind: rule, rule: short}}", "evaluation: oracle.rule: "),
+        (
+            "evaluation={oracle: {kind: rule, rule: shorter}, temperature: 0, num_completions: 2}",
+            "evaluation: expected num_completions: 1 at temperature 0",
+        ),
         ("training.learning_rate=1/3", "training.learning_rate: expected a number, got '1/3'"),
         ("training.bf16=1", "training.bf16: expected true or false, got 1"),
         ("training.save_strategy=never", "training.save_strategy: expected one of no, steps, epoch, best, got 'never'"),
@@ -574,3 +585,62 @@ def test_another_kind_of_oracle_brings_its_own_keys(write: Write) -> None:
     assert noisy.oracle == {"kind": "rule", "rule": "shorter", "flip": 0.1}
     crowd = {"kind": "mixture", "members": [{"kind": "rule", "rule": "shorter"}]}
     assert load_recipe(write(f"extends: base.yaml\noracle: {crowd}")).recipe.oracle == crowd
+
+
+# Evaluation
+
+JUDGED = OFFLINE + "evaluation: {every: 5, oracle: {kind: rule, rule: shorter}}\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["training.eval_strategy=epoch"],
+            "expected the rhythm of evaluation from evaluation.every alone, got 5 there",
+        ),
+        (["training.eval_steps=10"], "expected the rhythm of evaluation from evaluation.every alone, got 5 there"),
+        (["data.eval_fraction=0"], "evaluation: expected held-out prompts"),
+        (["evaluation.opponents=[sft]"], "evaluation.opponents.0: expected 'ref', got 'sft'"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(write: Write, overrides: list[str], line: str) -> None:
+    (found,) = errors_of(write(JUDGED), overrides)
+    assert found.startswith(line)
+
+
+def test_an_evaluation_becomes_arguments(write: Write) -> None:
+    """Its rhythm is that of the trainer; an answer may be as long as what the recipe samples, or reads."""
+    from alignment.config import build_arguments
+
+    recipe = load_recipe(write(JUDGED), ["training.eval_strategy=steps", "data.max_completion_length=33"]).recipe
+    args = build_arguments(recipe)
+    assert (args.eval_strategy, args.eval_steps, args.win_rate_max_new_tokens) == ("steps", 5, 33)
+    online = build_arguments(load_recipe(write(ONLINE), ["evaluation.num_prompts=7"]).recipe)
+    assert (online.eval_strategy, online.win_rate_max_new_tokens, online.win_rate_prompts) == ("no", 64, 7)
+    longer = build_arguments(load_recipe(write(ONLINE), ["evaluation={max_new_tokens: 9, temperature: 0}"]).recipe)
+    assert (longer.win_rate_max_new_tokens, longer.win_rate_temperature) == (9, 0.0)
+
+
+def test_the_judge_is_that_of_the_training_unless_another_is_named(write: Write) -> None:
+    own = {"kind": "rule", "rule": "paper_scissors_stone"}
+    assert load_recipe(write(ONLINE), ["evaluation.every=2"]).recipe.judge == {"kind": "rule", "rule": "shorter"}
+    recipe = load_recipe(write(ONLINE), [f"evaluation.oracle={own}"]).recipe
+    assert recipe.judge == own
+    assert load_recipe(write(recipe.to_yaml(), "again.yaml")).recipe == recipe
+
+
+def test_a_judge_of_another_kind_replaces_that_of_the_base(write: Write) -> None:
+    write(JUDGED, "base.yaml")
+    text = "extends: base.yaml\nevaluation: {oracle: {kind: bradley_terry, model: somewhere}}\n"
+    recipe = load_recipe(write(text)).recipe
+    assert recipe.judge == {"kind": "bradley_terry", "model": "somewhere"}
+    assert recipe.evaluation is not None and recipe.evaluation.every == 5
+
+
+def test_the_evaluation_that_the_text_shows_is_valid(write: Write) -> None:
+    text = (recipes_folder() / "README.md").read_text().split("## Win rate while training")[1]
+    block = text.split("```yaml\n")[1].split("```")[0]
+    base = "".join(line for line in OFFLINE.splitlines(keepends=True) if not line.startswith("training:"))
+    recipe = load_recipe(write(base + block)).recipe
+    assert recipe.evaluation is not None and recipe.evaluation.every == recipe.training["save_steps"] == 50

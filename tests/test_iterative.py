@@ -60,7 +60,10 @@ def test_each_round_leaves_its_artefacts(finished: Path) -> None:
         assert entries[0]["round"] == number
     assert not same(weights(finished, 1), weights(finished, 2))
     summary = json.loads((finished / "summary.json").read_text())["after"]
-    assert 0 <= summary["win_rate_mean"] <= 1 and summary["win_rate_num_prompts"] == 30
+    assert (
+        0 <= summary["win_rate_vs_ref_low"] < summary["win_rate_vs_ref"] < summary["win_rate_vs_ref_high"] <= 1
+        and summary["win_rate_num_prompts"] == 30
+    )
     final = load_file(finished / "final" / "model.safetensors")
     assert same(final, weights(finished, 3))
 
@@ -213,7 +216,7 @@ def test_players_with_two_oracles_part(tmp_path: Path) -> None:
             (*PLAYERS, players_of(SHORTER, SHORTER).replace("b: 0.75", "c: 0.75")),
             "reads the player 'c', found besides its own: b",
         ),
-        ((*PLAYERS, players_of(SHORTER, "{kind: rule, rule: shortr}")), r"players\.b\.oracle: oracle\.rule"),
+        ((*PLAYERS, players_of(SHORTER, "{kind: rule, rule: shortr}")), r"players\.b: oracle\.rule"),
         (
             (*PLAYERS, players_of(SHORTER, SHORTER).replace("player_weights: {a", "player_weihgts: {a")),
             "unknown key 'players.b.method.player_weihgts'; did you mean 'players.b.method.player_weights'",

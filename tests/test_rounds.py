@@ -14,7 +14,7 @@ from alignment.artefacts import Artefact, read_rows, write_rows
 from alignment.data import EncodedRow, Row, Turn, encode_rows, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
-from alignment.rounds import answer_prompts, compare_answers, win_rate
+from alignment.rounds import answer_prompts, compare_answers
 from alignment.tiny import tiny_model, tiny_tokenizer
 
 
@@ -110,14 +110,6 @@ def test_the_same_text_in_other_tokens_is_not_alike() -> None:
     item = replace(item, completion_ids=((12, 3), (1, 2, 3)))
     (kept,) = compare([item], Ranked(), "all")
     assert [c.probability for c in kept.row.comparisons] == [0.5]
-
-
-def test_a_win_rate_has_its_interval() -> None:
-    """Wins .9, .9, .1, .5 against 3: mean .6, sample deviation .3830, standard error .1915."""
-    ours = [answered(n) for n in (5, 4, 1, 3)]
-    found = win_rate(ours, [answered(3)] * 4, Ranked())
-    assert (found.mean, found.num_prompts) == (pytest.approx(0.6), 4)
-    assert found.half_width == pytest.approx(1.959964 * 0.191485, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from alignment.config.validation import validate_recipe
 
 if TYPE_CHECKING:
     from alignment.arguments import AlignmentArguments
-    from alignment.config.arguments import build_arguments
+    from alignment.config.arguments import build_arguments, build_callbacks
 
 __all__ = [
     "AlignmentArguments",
@@ -45,6 +45,7 @@ __all__ = [
     "ScheduleSpec",
     "TinySpec",
     "build_arguments",
+    "build_callbacks",
     "card_needs",
     "card_solution",
     "load_recipe",
@@ -77,7 +78,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     return LoadedRecipe(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
 
 
-_LAZY = {"AlignmentArguments": "alignment.arguments", "build_arguments": "alignment.config.arguments"}
+_LAZY = {
+    "AlignmentArguments": "alignment.arguments",
+    "build_arguments": "alignment.config.arguments",
+    "build_callbacks": "alignment.config.arguments",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import EarlyStoppingCallback, TrainerCallback
+
 from alignment.arguments import AlignmentArguments
-from alignment.config.schema import Recipe
+from alignment.config.schema import EvaluationSpec, Recipe
 from alignment.errors import UserError
 
 
@@ -18,7 +20,8 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
     Raises:
         UserError: if two training keys contradict one another.
     """
-    sampling = recipe.sampling
+    sampling, evaluation = recipe.sampling, recipe.evaluation or EvaluationSpec()
+    rhythm = {} if evaluation.every is None else {"eval_strategy": "steps", "eval_steps": evaluation.every}
     try:
         return AlignmentArguments(
             output_dir=output_dir or recipe.output_dir,
@@ -36,12 +39,22 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             max_prompt_length=recipe.data.max_prompt_length,
             max_completion_length=recipe.data.max_completion_length,
             store_anchors=recipe.anchors.store,
-            **_current_names(recipe.training),
+            win_rate_completions=evaluation.num_completions,
+            win_rate_temperature=evaluation.temperature,
+            win_rate_max_new_tokens=recipe.longest_answer,
+            win_rate_prompts=evaluation.num_prompts,
+            **_current_names(recipe.training) | rhythm,
         )
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"training: {error}") from error
+
+
+def build_callbacks(recipe: Recipe) -> list[TrainerCallback]:
+    """What a recipe wants done between steps."""
+    spec = recipe.early_stopping
+    return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
 
 
 def _current_names(training: Mapping[str, Any]) -> dict[str, Any]:

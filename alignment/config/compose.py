@@ -108,10 +108,6 @@ def _extend(base: Tree, tree: Tree) -> tuple[Tree, tuple[str, ...]]:
     method = tree.get("method")
     if isinstance(method, dict) and isinstance(base.get("method"), dict):
         base["method"], notes = _swap(base["method"], method)
-    kinds = [block.get("kind") for block in (base.get("oracle"), tree.get("oracle")) if isinstance(block, dict)]
-    if len(kinds) == 2 and kinds[1] not in (None, kinds[0]):
-        # Another kind has other keys: those of the base would all be unknown to it.
-        base = {key: value for key, value in base.items() if key != "oracle"}
     return _merge(base, tree), notes
 
 
@@ -132,6 +128,9 @@ def _merge(base: Tree, over: Tree) -> Tree:
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # Another kind of oracle has other keys: those of the base would all be unknown to it.
+        if nested and key == "oracle" and value.get("kind") not in (None, merged[key].get("kind")):
+            nested = False
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
 

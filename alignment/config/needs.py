@@ -66,6 +66,7 @@ def unmet_needs(needs: Needs, recipe: Recipe, rivals: Collection[str] = ()) -> l
         *_source_problems(name, needs, recipe),
         *_unread(name, needs, recipe),
         *_store_problems(name, needs, recipe),
+        *_evaluation_problems(name, recipe),
     ]
 
 
@@ -174,6 +175,22 @@ def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     if needs.samples_in_batches or needs.per_token:
         return [f"method '{name}' reads log-probs that are not known before training: anchors.store must be false"]
     return []
+
+
+def _evaluation_problems(name: str, recipe: Recipe) -> list[str]:
+    """A win rate needs a judge, held-out prompts, and answers that can be sampled."""
+    if recipe.evaluation is None:
+        return []
+    problems = []
+    if recipe.judge is None:
+        problems.append(
+            f"evaluation.oracle: method '{name}' trains without an oracle: expected one that judges, got none"
+        )
+    if recipe.data.evaluation is None and recipe.data.eval_fraction == 0:
+        problems.append("evaluation: expected held-out prompts (data.evaluation or data.eval_fraction), got none")
+    if recipe.evaluation.temperature == 0 and recipe.sampling.engine == "enumerate":
+        problems.append("evaluation.temperature: expected a number above 0 for enumerated responses, got 0")
+    return problems
 
 
 def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:

@@ -329,6 +329,36 @@ class EarlyStoppingSpec(Block):
     threshold: float = Field(default=0.0, ge=0)
 
 
+class EvaluationSpec(Block):
+    """The win rate against the reference on held-out prompts.
+
+    Attributes:
+        every: iterations between two evaluations; ``None`` leaves it to ``training.eval_strategy``.
+        oracle: who judges; ``None`` for the training oracle.
+        num_completions: answers to a prompt, of the policy and of the reference.
+        temperature: of these answers; 0 takes the likeliest token at each step.
+        max_new_tokens: the longest of them; ``None`` for what the recipe samples or reads from its data.
+        num_prompts: a random choice of so many held-out prompts; ``None`` for all.
+        opponents: whom the policy meets.
+    """
+
+    every: int | None = Field(default=None, gt=0)
+    oracle: dict[str, Any] | None = None
+    num_completions: int = Field(default=1, gt=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    num_prompts: int | None = Field(default=None, gt=0)
+    opponents: list[Literal["ref"]] = Field(default=["ref"], min_length=1, max_length=1)
+
+    @model_validator(mode="after")
+    def _greedy_gives_one_answer(self) -> Self:
+        if self.temperature == 0 and self.num_completions > 1:
+            raise ValueError(
+                f"expected num_completions: 1 at temperature 0, which gives one answer, got {self.num_completions}"
+            )
+        return self
+
+
 class Recipe(Block):
     """A whole recipe. ``training`` holds fields of ``transformers.TrainingArguments``, verbatim.
 
@@ -345,9 +375,24 @@ class Recipe(Block):
     anchors: AnchorsSpec = AnchorsSpec()
     average: AverageSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict)
+    evaluation: EvaluationSpec | None = None
     early_stopping: EarlyStoppingSpec | None = None
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_rhythm_of_evaluation(self) -> Self:
+        every = None if self.evaluation is None else self.evaluation.every
+        said = {"eval_strategy": "steps", "eval_steps": every}
+        differing = [
+            f"training.{key}: {self.training[key]}" for key in said if self.training.get(key, said[key]) != said[key]
+        ]
+        if every is not None and differing:
+            raise ValueError(
+                f"expected the rhythm of evaluation from evaluation.every alone, got {every} there and "
+                f"{' and '.join(differing)}; remove one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _early_stopping_has_a_metric(self) -> Self:
@@ -375,6 +420,19 @@ class Recipe(Block):
             )
             for name, spec in self.players.items()
         }
+
+    @property
+    def judge(self) -> dict[str, Any] | None:
+        """The oracle of held-out answers: that of the evaluation, or else of the training."""
+        return self.oracle if self.evaluation is None or self.evaluation.oracle is None else self.evaluation.oracle
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer to a held-out prompt, at most."""
+        if self.evaluation is not None and self.evaluation.max_new_tokens is not None:
+            return self.evaluation.max_new_tokens
+        samples = self.samples_in_rounds or self.build_method().needs.samples_in_batches
+        return self.sampling.max_new_tokens if samples else self.data.max_completion_length
 
     @property
     def samples_in_rounds(self) -> bool:
@@ -415,7 +473,10 @@ class Recipe(Block):
 
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
-_NULLABLE = ("policy", "data", "sampling", "schedule", "anchors", "average", "training", "early_stopping", "mixture")
+_NULLABLE = (
+    *("policy", "data", "sampling", "schedule", "anchors", "average", "training", "evaluation", "early_stopping"),
+    "mixture",
+)
 
 
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,11 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
     for key, spec in _oracles(tree).items():
         problems |= _check_oracle(key, spec)
     # A method or an oracle is judged as a whole, under the name of its block.
-    unjudged = {*unset, *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle.")))}
+    unjudged = {
+        *unset,
+        *(key.partition(".")[0] for key in unset if key.startswith(("method.", "oracle."))),
+        *("evaluation.oracle" for key in unset if key.startswith("evaluation.oracle.")),
+    }
     lines = [*unset.values(), *(line for key, line in problems.items() if key not in unjudged)]
     lines = [*_unmet_needs(recipe or _without_mistakes(tree)), *lines]
     if lines or recipe is None:
@@ -90,10 +94,14 @@ def _option_keys(tree: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _oracles(tree: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The oracle of the recipe, or that of each player, by its dotted key."""
-    players = {name: spec for name, spec in _blocks(tree.get("players")) if isinstance(spec.get("oracle"), dict)}
-    oracles = {f"players.{name}.oracle": spec["oracle"] for name, spec in players.items()}
-    return oracles | ({"oracle": tree["oracle"]} if isinstance(tree.get("oracle"), dict) else {})
+    """All oracles of the recipe by their dotted keys: its own, that of each player, that of its evaluation."""
+    evaluation = tree.get("evaluation")
+    oracles = {
+        "oracle": tree.get("oracle"),
+        "evaluation.oracle": evaluation.get("oracle") if isinstance(evaluation, dict) else None,
+        **{f"players.{name}.oracle": spec.get("oracle") for name, spec in _blocks(tree.get("players"))},
+    }
+    return {key: spec for key, spec in oracles.items() if isinstance(spec, dict)}
 
 
 def _blocks(tree: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -106,7 +114,7 @@ def _check_oracle(key: str, spec: Mapping[str, Any]) -> Problems:
     try:
         check_oracle(spec)
     except UserError as error:
-        return {key: str(error) if key == "oracle" else f"{key}: {error}"}
+        return {key: str(error) if key == "oracle" else f"{key.removesuffix('.oracle')}: {error}"}
     return {}
 
 

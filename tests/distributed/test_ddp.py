@@ -1,5 +1,6 @@
 """Two processes on the CPU: the launch is what it says, and the result is that of one process."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,15 @@ def test_rounds_on_two_processes_equal_one(tmp_path: Path) -> None:
         assert two == one
     assert losses(tmp_path / "two" / "round-2") == pytest.approx(losses(tmp_path / "one" / "round-2"), rel=1e-3)
     torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-4)
+
+
+def test_win_rates_of_two_processes(tmp_path: Path) -> None:
+    """Each answers its own share of the held-out prompts; together they count every prompt once."""
+    evaluation = "evaluation={every: 2, num_prompts: 7, max_new_tokens: 4, oracle: {kind: rule, rule: shorter}}"
+    launch(tmp_path / "two", processes=2, batch=4, recipe=RECIPE, overrides=(evaluation,))
+    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval_win_rate_vs_ref" in line]
+    # Before training, at iteration 2, at the end of training, and of the model that is saved.
+    assert [line["iteration"] for line in found] == [0, 2, 3, 3]
+    assert {line["eval_win_rate_num_prompts"] for line in found} == {7}
+    assert all(line["eval_win_rate_vs_ref_low"] < line["eval_win_rate_vs_ref"] for line in found)

@@ -23,7 +23,8 @@ Fails = Callable[..., str]
 
 README = Path(__file__).parents[3] / "recipes" / "README.md"
 RECIPE = "method: {name: dpo, beta: 0.1}\npolicy: {tiny: {}}\nschedule: {kind: offline}\noutput_dir: runs/test\n"
-MIXTURE, *BLOCKS = [block.split("```")[0] for block in README.read_text().split("```yaml\n")[2:]]
+SHOWN = [block.split("```")[0] for block in README.read_text().split("```yaml\n")[2:]]
+MIXTURE, *BLOCKS = [block for block in SHOWN if "preferences:" in block]
 
 HH = "preferences/hh_harmless_base_test.jsonl.gz"
 PANDALM = "preferences/pandalm_testset_v1.jsonl.gz"
