@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
+from alignment.generation import Engine
 
 
 def count_stages(args: AlignmentArguments, stages: int) -> AlignmentArguments:
@@ -53,3 +54,20 @@ class AdvanceAnchors(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.steps_between == 0:
             self.anchors.advance()
+
+
+class RefreshEngine(TrainerCallback):
+    """Tells the engine when weights have changed: after every optimizer step, and when a checkpoint was loaded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.engine.refresh()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.engine.refresh()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # The best checkpoint may have been loaded.
+        self.engine.refresh()

@@ -23,6 +23,7 @@ from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.folders import RunFiles, RunResult, check_same_recipe, write_header
+from alignment.generation import Engine, build_engine, check_engine
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import build_oracle
 from alignment.policies import CausalLMPolicy
@@ -47,6 +48,7 @@ def run(recipe: Recipe) -> RunResult:
             f"schedule.kind: rounds run on one process for now, the launch has {args.world_size}; a round from a data "
             "set (schedule.first: dataset) runs on many"
         )
+    check_engine(args.engine, args.engine_options)
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml())
     console = Console(stderr=True, soft_wrap=True)
@@ -69,8 +71,11 @@ def run(recipe: Recipe) -> RunResult:
         prompts=_encode("training prompts", data.train, tokenizer, recipe, announce),
         held_out=_encode("held-out prompts", data.evaluation, tokenizer, recipe, announce),
         device=args.device,
+        engine=build_engine(args.engine, args.engine_options, tokenizer),
         announce=announce,
     )
+    if campaign.held_out and not campaign.engine.takes_weights:
+        announce(f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers")
     made_by: dict[str, Any] = {"policy": recipe.policy.model_dump(mode="json", exclude_none=True), "seed": recipe.seed}
     origin = Artefact(folder / "start", made_by).fingerprint
     rates = {}
@@ -78,6 +83,7 @@ def run(recipe: Recipe) -> RunResult:
         model = campaign.play(number, origin)
         origin = model.fingerprint
         rates = {name: value for name, value in model.notes()["metrics"].items() if name.startswith("win_rate")}
+    campaign.engine.close()
     model_folder = folder / "final"
     shutil.rmtree(model_folder, ignore_errors=True)
     shutil.copytree(campaign.model_folder(recipe.schedule.rounds), model_folder)
@@ -117,6 +123,7 @@ class _Campaign:
     prompts: tuple[EncodedRow, ...]
     held_out: tuple[EncodedRow, ...]
     device: torch.device
+    engine: Engine
     announce: Callable[[str], None]
 
     def model_folder(self, number: int) -> Path:
@@ -163,7 +170,7 @@ class _Campaign:
         prompts = self.prompts
         if self.recipe.schedule.prompts == "split":
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
-        policy = self._speaker(self._policy(number - 1))
+        policy = self._speaker(self._policy(number - 1), self.engine)
         rows = answer_prompts(
             policy,
             prompts,
@@ -256,7 +263,7 @@ class _Campaign:
 
     def _held_out_answers(self, model: Any, number: int) -> tuple[EncodedRow, ...]:
         return answer_prompts(
-            self._speaker(model, temperature=1.0),
+            self._speaker(model, self.engine if self.engine.takes_weights else None, temperature=1.0),
             self.held_out,
             num_completions=1,
             batch_size=self._batch_size,
@@ -297,8 +304,11 @@ class _Campaign:
         window = max((spec.window for spec in needs.anchors if isinstance(spec, Past)), default=1)
         return [self._policy(earlier) for earlier in range(number - 2, max(-1, number - 1 - window), -1)]
 
-    def _speaker(self, model: Any, *, temperature: float | None = None) -> CausalLMPolicy:
+    def _speaker(self, model: Any, engine: Engine | None, *, temperature: float | None = None) -> CausalLMPolicy:
         sampling = self.recipe.sampling
+        if engine is not None:
+            # Another model than before, or the same one trained further.
+            engine.refresh()
         is_plain = temperature is not None
         return CausalLMPolicy(
             model,
@@ -307,6 +317,7 @@ class _Campaign:
             temperature=sampling.temperature if temperature is None else temperature,
             max_new_tokens=sampling.max_new_tokens,
             top_k=None if is_plain else sampling.top_k,
+            engine=engine,
         )
 
     @property

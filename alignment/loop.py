@@ -18,6 +18,7 @@ from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
 from alignment.folders import RunFiles, RunResult, check_same_recipe, end_processes, write_header
+from alignment.generation import check_engine
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.model_card import model_card
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
@@ -50,6 +51,8 @@ def run(recipe: Recipe) -> RunResult:
     if uses_deepspeed(recipe.training):
         check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
     args = build_arguments(recipe)
+    if method.needs.samples_in_batches:
+        check_engine(args.engine, args.engine_options)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
     is_first = args.process_index == 0
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
@@ -106,6 +109,7 @@ def run(recipe: Recipe) -> RunResult:
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
+    trainer.engine.close()
     end_processes(trainer)
     return result
 

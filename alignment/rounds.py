@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 
 from alignment.data import Comparison, EncodedRow, collate, prompt_text
+from alignment.generation.engine import check_context
 from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.stages import prompts_only
@@ -43,7 +44,11 @@ def answer_prompts(
         num_completions: answers to a prompt.
         batch_size: prompts answered at once.
         generator: seeds the answers.
+
+    Raises:
+        UserError: if a prompt and its answer may not fit into the model's context.
     """
+    check_context(policy.model, [len(item.prompt_ids) for item in prompts], policy.decoding.max_new_tokens)
     rows: list[EncodedRow] = []
     for chunk in _chunks(prompts, batch_size):
         batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)

@@ -34,8 +34,10 @@ from alignment.data import (
 )
 from alignment.errors import UserError
 from alignment.functional import preference_metrics
+from alignment.generation import build_engine, check_engine, engine_refusal
+from alignment.generation.engine import Engine, check_context
 from alignment.groups import GroupWelfare, check_panel
-from alignment.iterations import AdvanceAnchors, WholeIterations, count_stages, per_iteration
+from alignment.iterations import AdvanceAnchors, RefreshEngine, WholeIterations, count_stages, per_iteration
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
@@ -119,6 +121,7 @@ class PreferenceTrainer(Trainer):
         if args.deepspeed_plugin is not None:
             check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
         self.sampling = args.sampling()
+        self._check_engine(args)
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -138,6 +141,8 @@ class PreferenceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.anchors = self._make_anchors(ref_model, past_models)
+        self.engine = self._make_engine()
+        self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self.needs.stages))
         self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.needs.stages * self.needs.inner_steps))
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
@@ -149,6 +154,28 @@ class PreferenceTrainer(Trainer):
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
+
+    def _check_engine(self, args: AlignmentArguments) -> None:
+        if self.is_online:
+            check_engine(args.engine, args.engine_options)
+            refusal = engine_refusal(args.engine, self.needs)
+            if refusal is not None:
+                raise UserError(refusal)
+
+    def _make_engine(self) -> Engine:
+        """Who draws the answers; a method that reads a data set needs some only to estimate a KL."""
+        if not self.is_online or self.sampling.engine == "enumerate":
+            return build_engine("transformers", None, self._tokenizer())
+        for data in (self.train_dataset, self.eval_dataset):
+            if isinstance(data, EncodedRows):
+                lengths = [len(row.prompt_ids) for row in data.rows]
+                check_context(self.model, lengths, self.sampling.max_new_tokens)
+        return build_engine(
+            self.sampling.engine,
+            self.args.engine_options,
+            self._tokenizer(),
+            num_processes=self.args.world_size,
+        )
 
     def _make_anchors(self, ref_model: nn.Module | None, past_models: Sequence[nn.Module]) -> AnchorSet:
         """The anchors; where their log-probs are stored the rows carry them, and nothing is copied or kept."""
@@ -287,6 +314,7 @@ class PreferenceTrainer(Trainer):
             temperature=temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             top_k=self.sampling.top_k,
+            engine=self.engine,
         )
 
     # Loss ------------------------------------------------------------------------------------------------------------
@@ -495,6 +523,7 @@ class PreferenceTrainer(Trainer):
                 stop_token_ids=self._stop_token_ids,
                 temperature=1.0,
                 max_new_tokens=self.sampling.max_new_tokens,
+                engine=self.engine,
             )
             answers = policy.sample(prompts_only(batch), num_completions=1, generator=generator)
             logps_BGT = score(module, answers).token_logps_BGT

@@ -1,6 +1,7 @@
 """What a method needs against what a recipe offers, decided before any model is loaded."""
 
 from alignment.config.schema import Recipe
+from alignment.generation import engine_refusal
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
 from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Previous, Solution
@@ -58,6 +59,7 @@ def unmet_needs(needs: Needs, recipe: Recipe) -> list[str]:
         *_source_problems(name, needs, recipe),
         *_unread(name, needs, recipe),
         *_store_problems(name, needs, recipe),
+        *_engine_problems(needs, recipe),
     ]
 
 
@@ -120,8 +122,8 @@ def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
             )
         return problems
     problems = []
-    if sampling.engine != "transformers":
-        problems.append(f"sampling.engine: rounds sample with 'transformers', got '{sampling.engine}'")
+    if sampling.engine == "enumerate":
+        problems.append("sampling.engine: rounds sample their answers, got 'enumerate'; use 'transformers' or 'vllm'")
     if sampling.num_completions < 2:
         problems.append(
             f"sampling.num_completions: expected at least 2 answers to compare, got {sampling.num_completions}"
@@ -142,6 +144,28 @@ def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
         return [f"method '{name}' reads no frozen policy: nothing to store (anchors.store=false)"]
     if needs.samples_in_batches or needs.per_token:
         return [f"method '{name}' reads log-probs that are not known before training: anchors.store must be false"]
+    return []
+
+
+def _engine_problems(needs: Needs, recipe: Recipe) -> list[str]:
+    """What the engine cannot sample, or would sample from another policy than the one that is trained."""
+    sampling = recipe.sampling
+    if not (needs.samples_in_batches or recipe.samples_in_rounds):
+        return []
+    refusal = engine_refusal(sampling.engine, needs)
+    if refusal is not None:
+        return [f"sampling.engine: {refusal}"]
+    if sampling.engine == "vllm" and recipe.policy.load_in_4bit:
+        return [
+            "sampling.engine: 'vllm' serves weights of full precision, and with policy.load_in_4bit the policy has "
+            "others: its samples would be another model's; use 'transformers'"
+        ]
+    server = sampling.server
+    if server is not None and (not server.serves_policy or recipe.schedule.rounds > 1):
+        return [
+            "sampling.engine: the server of 'openai' keeps its weights: expected schedule.rounds = 1 and "
+            "sampling.server.serves_policy = true, your word that it serves the policy that the round starts from"
+        ]
     return []
 
 
