@@ -71,7 +71,12 @@ def run(recipe: Recipe) -> RunResult:
         prompts=_encode("training prompts", data.train, tokenizer, recipe, announce),
         held_out=_encode("held-out prompts", data.evaluation, tokenizer, recipe, announce),
         device=args.device,
-        engine=build_engine(args.engine, args.engine_options, tokenizer),
+        engine=build_engine(
+            args.engine,
+            args.engine_options,
+            tokenizer,
+            lora_rank=None if recipe.policy.lora is None else recipe.policy.lora.rank,
+        ),
         announce=announce,
     )
     if campaign.held_out and not campaign.engine.takes_weights:

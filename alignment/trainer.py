@@ -36,6 +36,7 @@ from alignment.errors import UserError
 from alignment.functional import preference_metrics
 from alignment.generation import build_engine, check_engine, engine_refusal
 from alignment.generation.engine import Engine, check_context
+from alignment.generation.weights import lora_rank
 from alignment.groups import GroupWelfare, check_panel
 from alignment.iterations import AdvanceAnchors, RefreshEngine, WholeIterations, count_stages, per_iteration
 from alignment.launch import check_deepspeed
@@ -174,6 +175,7 @@ class PreferenceTrainer(Trainer):
             self.sampling.engine,
             self.args.engine_options,
             self._tokenizer(),
+            lora_rank=lora_rank(self.model),
             num_processes=self.args.world_size,
         )
 

@@ -66,7 +66,12 @@ def check_engine(name: str, options: Mapping[str, Any] | None) -> None:
 
 
 def build_engine(
-    name: str, options: Mapping[str, Any] | None, tokenizer: "PreTrainedTokenizerBase", *, num_processes: int = 1
+    name: str,
+    options: Mapping[str, Any] | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    lora_rank: int | None = None,
+    num_processes: int = 1,
 ) -> Engine:
     """An engine, ready to answer; a model or a connection is opened when it is first asked.
 
@@ -74,6 +79,7 @@ def build_engine(
         name: a key of ``ENGINES`` except ``enumerate``.
         options: its block of a recipe; ``None`` for defaults.
         tokenizer: of the policy.
+        lora_rank: of the adapter, where the policy is one: whole models then never change.
         num_processes: that sample at once.
 
     Raises:
@@ -89,7 +95,7 @@ def build_engine(
     if isinstance(parsed, VLLMOptions):
         from alignment.generation.vllm import VLLMEngine
 
-        return VLLMEngine(parsed, tokenizer, num_processes=num_processes)
+        return VLLMEngine(parsed, tokenizer, lora_rank=lora_rank, num_processes=num_processes)
     if isinstance(parsed, ServerOptions):
         from alignment.generation.openai import OpenAIEngine
 

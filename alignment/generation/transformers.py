@@ -33,10 +33,11 @@ _PLAIN_SAMPLING = {
     "forced_eos_token_id": None,
 }
 
-# Tokens of one continuous batch: with the library's own choice, which is larger, the 15.7M-parameter shape is three
-# times as slow on a CPU (scripts/bench/generation.py).
+# Continuous batches: the library's own sizes take most of the memory, and on a CPU seconds to do so at every call.
 _BATCH_TOKENS = 256
-_POLL_SECONDS = 1.0
+_SEQUENCES_AT_ONCE = 64
+_PAGE_TOKENS = 256
+_POLL_SECONDS = 0.05
 
 
 class TransformersEngine:
@@ -116,12 +117,18 @@ def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Deco
     base = module.get_base_model() if isinstance(module, PeftModel) else module
     settings = copy.deepcopy(base.generation_config)
     settings.update(**_settings(decoding))
+    longest = max(len(prompt) for prompt in prompts) + decoding.max_new_tokens
     manager = base.init_continuous_batching(
         generation_config=settings,
-        # Asynchronous batches would draw in an order that depends on timing.
-        continuous_batching_config=ContinuousBatchingConfig(max_batch_tokens=_BATCH_TOKENS, use_async_batching=False),
+        continuous_batching_config=ContinuousBatchingConfig(
+            page_size=_PAGE_TOKENS,
+            num_blocks=min(len(prompts), _SEQUENCES_AT_ONCE) * -(-longest // _PAGE_TOKENS),
+            max_batch_tokens=_BATCH_TOKENS,
+            # Asynchronous batches would draw in an order that depends on timing.
+            use_async_batching=False,
+        ),
     )
-    outputs = {}
+    outputs: dict[str, Any] = {}
     # All requests are there before the first batch is formed, so that the same seed gives the same batches.
     names = manager.add_requests(prompts, max_new_tokens=decoding.max_new_tokens)
     manager.start()
