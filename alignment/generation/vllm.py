@@ -11,7 +11,8 @@ import shutil
 import socket
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -210,10 +211,6 @@ class ColocatedBackend:
             self._llm.wake_up()
 
     def _load(self, module: Any) -> None:
-        # vLLM joins the launch: it reads rank and rendezvous here, and runs in this process.
-        rendezvous = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        for name, value in (*rendezvous.items(), ("MASTER_PORT", _free_port())):
-            os.environ.setdefault(name, value)
         self._vllm = importlib.import_module("vllm")
         base = base_of(module)
         path = base.name_or_path
@@ -221,18 +218,20 @@ class ColocatedBackend:
             path = str(self._folder / "start")
             save_base(module, Path(path))
             self._tokenizer.save_pretrained(path)
-        self._llm = self._vllm.LLM(
-            model=path,
-            dtype=str(base.dtype).removeprefix("torch."),
-            max_model_len=self._options.max_model_len,
-            gpu_memory_utilization=self._options.gpu_memory_utilization,
-            enable_sleep_mode=self._options.sleep,
-            # A model's own settings would bend the distribution that log-probs speak of.
-            generation_config="vllm",
-            distributed_executor_backend="external_launcher",
-            tensor_parallel_size=1,
-            **self._lora,
-        )
+        with _launched():
+            self._llm = self._vllm.LLM(
+                model=path,
+                dtype=str(base.dtype).removeprefix("torch."),
+                max_model_len=self._options.max_model_len,
+                gpu_memory_utilization=self._options.gpu_memory_utilization,
+                enable_sleep_mode=self._options.sleep,
+                # A model's own settings would bend the distribution that log-probs speak of.
+                generation_config="vllm",
+                # In this process, where weights are handed over by reference.
+                distributed_executor_backend="external_launcher",
+                tensor_parallel_size=1,
+                **self._lora,
+            )
 
     def push(self, module: Any) -> None:
         weights = list(base_weights(module))
@@ -386,7 +385,18 @@ def _checked(token_ids: list[int], finish_reason: str | None, decoding: Decoding
     return token_ids
 
 
-def _free_port() -> str:
+@contextmanager
+def _launched() -> Iterator[None]:
+    """Rank and rendezvous, which vLLM reads from the environment: the launcher's, or those of a single process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    added = {name: value for name, value in alone.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        # Whoever looks for a launcher later must find none.
+        for name in added:
+            del os.environ[name]

@@ -1,5 +1,6 @@
 """A stand-in for the ``vllm`` package: it records what it is asked, and answers by prompt and seed."""
 
+import os
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ class Stack:
             """The offline interface."""
 
             def __init__(self, *, model: str, **options: Any) -> None:
+                assert (os.environ["RANK"], os.environ["WORLD_SIZE"]) == ("0", "1") and os.environ["MASTER_PORT"]
                 stack.events.append("load")
                 stack.options.append({"model": model, **options})
                 self.model = ServedModel(load_file(Path(model) / "model.safetensors"))
