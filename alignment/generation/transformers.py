@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from peft import PeftModel
-from transformers import ContinuousBatchingConfig, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, TokenIds, grouped
@@ -113,6 +114,13 @@ def _generate(
 
 
 def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    try:
+        from transformers import ContinuousBatchingConfig
+    except ImportError:
+        raise UserError(
+            f"sampling.continuous_batching: expected a transformers that has it, found {transformers.__version__}; "
+            "install a newer one, or set it to false"
+        ) from None
     # A LoRA model's base holds the adapter's layers, and knows whether they are switched off.
     base = module.get_base_model() if isinstance(module, PeftModel) else module
     settings = copy.deepcopy(base.generation_config)
