@@ -109,6 +109,8 @@ class VLLMEngine:
         self._folder = Path(tempfile.mkdtemp(prefix="alignment-vllm-", dir=parent)).resolve()
         self._numbers = itertools.count(1)
         self._adapters: weakref.WeakKeyDictionary[Any, Adapter] = weakref.WeakKeyDictionary()
+        # Those as well whose module is gone.
+        self._written: list[Adapter] = []
         # What vLLM's base model is: the name of an untouched checkpoint, or a module; None once it may have changed.
         self._held: str | weakref.ref[Any] | None = None
         self._was_pushed = False
@@ -132,9 +134,10 @@ class VLLMEngine:
 
     def refresh(self) -> None:
         """The next answer takes weights and adapters anew."""
-        for adapter in self._adapters.values():
+        for adapter in self._written:
             self._backend.remove(adapter)
             shutil.rmtree(adapter.folder)
+        self._written.clear()
         self._adapters.clear()
         if not isinstance(self._held, str):
             self._held = None
@@ -154,6 +157,7 @@ class VLLMEngine:
             adapter = Adapter(name=name, number=number, folder=folder)
             self._backend.add(adapter)
             self._adapters[module] = adapter
+            self._written.append(adapter)
         return self._adapters[module]
 
     def _hold_base(self, module: Any) -> None:

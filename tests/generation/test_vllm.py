@@ -1,6 +1,7 @@
 """vLLM, by a stand-in for the library and a scripted server: weights, adapters, prompts, stops, seeds, refusals."""
 
 import copy
+import gc
 import math
 import os
 import sys
@@ -339,6 +340,11 @@ def test_a_server_learns_adapters_while_it_runs(
             assert {body["model"] for path, body in server.requests if path == "/v1/completions"} == names
             engine.refresh()
         assert len(names) == 2 and not handler.adapters
+        ask(engine, policy)
+        del policy
+        gc.collect()
+        engine.refresh()
+        assert not handler.adapters
         engine.close()
 
 
