@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +41,8 @@ class AnchorSet:
         players: the other players' policies by name, for a method that reads them.
         copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
             right only until its first step.
+        on_exchange: is called when the weights of the policy are exchanged for held ones, and when they are back; an
+            engine that serves a copy of them must take them anew.
 
     Raises:
         UserError: for a player that is missing, or a kind of anchor that nobody supplies.
@@ -55,8 +57,10 @@ class AnchorSet:
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         copies_start: bool = True,
+        on_exchange: Callable[[], None] | None = None,
     ) -> None:
         self._policy = model
+        self._on_exchange = on_exchange or _nothing
         self._start: FrozenPolicy | None = None if copies_start else model
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
         self._copies: dict[str, FrozenPolicy] = {}
@@ -139,7 +143,9 @@ class AnchorSet:
         self._policy.eval()
         if isinstance(held, TrainableWeights):
             with held.in_place(self._policy):
+                self._on_exchange()
                 yield self._policy
+            self._on_exchange()
         elif name in self._behaviour or name in self._copies or name == "policy":
             yield self._policy
         else:
@@ -186,6 +192,10 @@ class AnchorSet:
                 target.load(weights)
             else:
                 target.load_state_dict(weights)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_base(model: nn.Module) -> bool:

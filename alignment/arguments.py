@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from alignment.errors import UserError
+from alignment.generation import read_options
 from alignment.stages import Sampling
 
 
@@ -21,7 +23,9 @@ class AlignmentArguments(TrainingArguments):
         num_completions: responses sampled for a prompt.
         temperature: of the sampler; infinite (uniform) only with ``engine="enumerate"``.
         max_new_tokens: the longest sampled response, in tokens.
-        engine: ``transformers``, or ``enumerate`` for all of ``responses`` with their exact probabilities.
+        engine: ``transformers``, ``vllm`` or ``openai``, or ``enumerate`` for all of ``responses`` with their exact
+            probabilities.
+        engine_options: of that engine (:mod:`alignment.generation.options`); ``None`` for its defaults.
         responses: the whole response set of an enumerable policy.
         opponent_temperature: of the opponent's sampler.
         opponent_completions: responses of the opponent for a prompt.
@@ -45,6 +49,7 @@ class AlignmentArguments(TrainingArguments):
     temperature: float = 1.0
     max_new_tokens: int = 64
     engine: str = "transformers"
+    engine_options: dict[str, Any] | None = None
     responses: list[str] | None = None
     opponent_temperature: float = 1.0
     opponent_completions: int = 1
@@ -84,8 +89,10 @@ class AlignmentArguments(TrainingArguments):
 
 def _sampling_problems(args: AlignmentArguments) -> list[str]:
     problems = []
-    if args.engine not in ("transformers", "enumerate"):
-        problems.append(f"engine: expected 'transformers' or 'enumerate', got {args.engine!r}")
+    try:
+        read_options(args.engine, args.engine_options)
+    except UserError as error:
+        problems.append(str(error))
     if (args.engine == "enumerate") != bool(args.responses):
         problems.append("responses: expected the whole response set exactly where engine is 'enumerate'")
     for name in ("temperature", "opponent_temperature"):

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
+from alignment.generation import Engine
 from alignment.weights import TrainableWeights
 
 
@@ -78,3 +79,20 @@ class KeepAverage(TrainerCallback):
         iterations, between = divmod(state.global_step, self.steps)
         if between == 0:
             self.average.move_towards(model, max(1.0 - self.decay, 1.0 / (iterations + 1)))
+
+
+class RefreshEngine(TrainerCallback):
+    """Tells the engine when weights have changed: after every optimizer step, and when a checkpoint was loaded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.engine.refresh()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.engine.refresh()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # The best checkpoint may have been loaded.
+        self.engine.refresh()

@@ -17,6 +17,7 @@ from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows
 from alignment.errors import UserError
 from alignment.folders import RunResult, check_same_recipe, write_header
+from alignment.generation import build_engine, check_engine
 from alignment.models import load_tokenizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.players import Announce, Player
@@ -82,7 +83,7 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
     if stage == "train" and number == recipe.schedule.rounds:
         _finish(recipe, players, announce)
     else:
-        players[0].ranks.part()
+        _part(players)
 
 
 def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> None:
@@ -94,6 +95,7 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
 
 def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]:
     args = build_arguments(recipe)
+    check_engine(args.engine, args.engine_options)
     ranks = Ranks(args.process_index, args.world_size)
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml())
@@ -117,6 +119,15 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
             f"schedule.prompts: expected a prompt for each of {recipe.schedule.rounds} rounds to divide among them, "
             f"found {len(prompts)}; give more prompts, ask for fewer rounds, or let every round have all"
         )
+    engine = build_engine(
+        args.engine,
+        args.engine_options,
+        tokenizer,
+        lora_rank=None if recipe.policy.lora is None else recipe.policy.lora.rank,
+        num_processes=args.world_size,
+    )
+    if held_out and not engine.takes_weights:
+        announce(f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers")
     judge = None if recipe.evaluation is None else recipe.evaluation.oracle
     players = []
     for name, own in recipe.by_player().items():
@@ -133,6 +144,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
                 prompts=prompts,
                 held_out=held_out,
                 device=args.device,
+                engine=engine,
                 ranks=ranks,
                 batch_size=args.eval_batch_size,
                 announce=announce,
@@ -154,8 +166,14 @@ def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> Ru
     model_folder = players[0].folder / "final"
     for player in players:
         announce(f"model{player.label}: {player.folder / 'final'}")
-    players[0].ranks.part()
+    _part(players)
     return RunResult(folder=folder, model_folder=model_folder, before={}, after=rates)
+
+
+def _part(players: Sequence[Player]) -> None:
+    """The end of a process: what all players share is closed."""
+    players[0].engine.close()
+    players[0].ranks.part()
 
 
 def _encode(

@@ -27,6 +27,7 @@ from alignment.folders import (
     run_card,
     write_header,
 )
+from alignment.generation import check_engine
 from alignment.launch import check_deepspeed, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import Accounts, build_oracle
@@ -68,6 +69,8 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     if uses_deepspeed(recipe.training):
         check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
     args = build_arguments(recipe)
+    if method.needs.samples_in_batches:
+        check_engine(args.engine, args.engine_options)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
     is_first = args.process_index == 0
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
@@ -121,6 +124,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     averaged = {}
     if trainer.average is not None:
         with trainer.average.in_place(trainer.model):
+            trainer.engine.refresh()
             averaged = _without_prefix(trainer.evaluate()) if eval_set else {}
             trainer.save_model(str(folder / "average"))
     before, after = _without_prefix(before), _without_prefix(after)
@@ -135,6 +139,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
+    trainer.engine.close()
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 

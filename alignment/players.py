@@ -23,6 +23,7 @@ from alignment.data import EncodedRow, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, write_header
+from alignment.generation import Engine
 from alignment.models import load_causal_model, load_policy, lora_config
 from alignment.oracles import deciding_keys
 from alignment.policies import CausalLMPolicy
@@ -48,6 +49,7 @@ class Player:
         prompts: encoded, without answers.
         held_out: likewise.
         device: where models go.
+        engine: draws the answers that are trained on.
         ranks: the processes of the launch.
         batch_size: prompts that a process answers or asks about at once.
         announce: is told what was done.
@@ -65,12 +67,14 @@ class Player:
         prompts: tuple[EncodedRow, ...],
         held_out: tuple[EncodedRow, ...],
         device: torch.device,
+        engine: Engine,
         ranks: Ranks,
         batch_size: int,
         announce: Announce,
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
         self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
+        self.engine = engine
         self.label = f" of {name}" if name else ""
         self._judge, self._announce, self._batch_size = judge, announce, batch_size
         self._method = recipe.build_method()
@@ -354,6 +358,8 @@ class Player:
 
     def _speaker(self, model: Any) -> CausalLMPolicy:
         sampling = self.recipe.sampling
+        # Another model than before, or the same one trained further.
+        self.engine.refresh()
         return CausalLMPolicy(
             model,
             self.tokenizer,
@@ -361,6 +367,7 @@ class Player:
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
             top_k=sampling.top_k,
+            engine=self.engine,
         )
 
     def _seed(self, number: int, stage: int) -> int:

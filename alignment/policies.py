@@ -12,29 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
+from alignment.errors import UserError
+from alignment.generation.engine import Answers, Decoding, Engine, TokenIds
+from alignment.generation.transformers import TransformersEngine
 from alignment.types import Completions
-
-# What a model's own generation settings may hold and would bend the distribution that log-probs speak of: Qwen2.5 ships
-# a repetition penalty. Each is set to do nothing. Suppressed tokens stay: they say what the model can say.
-_PLAIN_SAMPLING = {
-    "num_beams": 1,
-    "top_p": 1.0,
-    "min_p": None,
-    "top_h": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "exponential_decay_length_penalty": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "forced_eos_token_id": None,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +144,7 @@ class CausalLMPolicy:
         temperature: of sampling; 0 takes the likeliest token at each step.
         max_new_tokens: longest answer; one cut there has no stop token.
         top_k: keep the k most likely tokens; ``None`` for all.
+        engine: draws the tokens; ``None`` for transformers.
     """
 
     def __init__(
@@ -172,10 +156,17 @@ class CausalLMPolicy:
         temperature: float,
         max_new_tokens: int,
         top_k: int | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.stop_token_ids = tuple(stop_token_ids)
-        self.temperature, self.max_new_tokens, self.top_k = temperature, max_new_tokens, top_k
+        self.decoding = Decoding(
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=tuple(stop_token_ids),
+            pad_token_id=int(tokenizer.pad_token_id),
+            top_k=top_k,
+        )
+        self.engine = TransformersEngine() if engine is None else engine
         self._partner: tuple[PolicyContext, float] | None = None
 
     def mixed(self, ref: PolicyContext, mix: float) -> "CausalLMPolicy":
@@ -188,7 +179,6 @@ class CausalLMPolicy:
         """Summed completion log-probs [B, G] at temperature 1, in nats."""
         return score(self.model, completions).logps_BG
 
-    @torch.no_grad()
     def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
         """Independent answers to each prompt.
 
@@ -199,51 +189,56 @@ class CausalLMPolicy:
 
         Returns:
             Prompts with answers, in the layout of ``Completions``.
+
+        Raises:
+            UserError: for a mixture whose engine cannot see the logits of two models.
         """
         prompt_ids_BT, prompt_mask_BT = prompts.input_ids_BGT[:, 0], prompts.attention_mask_BGT[:, 0]
+        prompt_ids = [
+            ids_T[mask_T].tolist() for ids_T, mask_T in zip(prompt_ids_BT.cpu(), prompt_mask_BT.cpu(), strict=True)
+        ]
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        was_training = self.model.training
-        self.model.eval()
-        mixing = None
-        if self._partner is not None:
-            mixing = [GeometricMixture(*self._partner, prompt_mask_BT.repeat_interleave(num_completions, dim=0))]
-        devices = [prompt_ids_BT.device] if prompt_ids_BT.device.type == "cuda" else []
-        # generate() draws from the global generator: seed it for the call and put it back.
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            sequences_NT = self.model.generate(
-                input_ids=prompt_ids_BT,
-                attention_mask=prompt_mask_BT.long(),
-                **self._decoding(),
-                num_return_sequences=num_completions,
-                max_new_tokens=self.max_new_tokens,
-                eos_token_id=list(self.stop_token_ids),
-                pad_token_id=self.tokenizer.pad_token_id,
-                logits_processor=mixing,
-                **_PLAIN_SAMPLING,
+        if self._partner is None:
+            answers = self.engine.answer(
+                self.model, prompt_ids, self.decoding, num_completions=num_completions, seed=seed
             )
-        self.model.train(was_training)
-        return self._completions(prompt_mask_BT, sequences_NT, num_completions)
+        else:
+            answers = self._answer_mixed(prompt_mask_BT, prompt_ids, num_completions, seed)
+        return self._completions(prompts, answers)
 
-    def _decoding(self) -> dict[str, Any]:
-        if self.temperature == 0.0:
-            # Set to do nothing: what the model's own settings say would only be warned about.
-            return {"do_sample": False, "temperature": 1.0, "top_k": 50}
-        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k or 0}
+    def _answer_mixed(
+        self, prompt_mask_BT: Tensor, prompt_ids: Sequence[TokenIds], num_completions: int, seed: int
+    ) -> Answers:
+        assert self._partner is not None
+        if not isinstance(self.engine, TransformersEngine):
+            raise UserError(
+                f"sampling from a mixture reads the logits of two models at every token: expected the engine "
+                f"'transformers', got {type(self.engine).__name__}"
+            )
+        width = max(len(ids) for ids in prompt_ids)
+        mask_NT = prompt_mask_BT[:, -width:].repeat_interleave(num_completions, dim=0)
+        return self.engine.answer(
+            self.model,
+            prompt_ids,
+            self.decoding,
+            num_completions=num_completions,
+            seed=seed,
+            processors=LogitsProcessorList([GeometricMixture(*self._partner, mask_NT)]),
+        )
 
-    def _completions(self, prompt_mask_BT: Tensor, sequences_NT: Tensor, num_completions: int) -> Completions:
-        num_prompts, prompt_width = prompt_mask_BT.shape
-        ids_BGT = sequences_NT.reshape(num_prompts, num_completions, -1)
-        answers_BGT = ids_BGT[..., prompt_width:]
-        is_stop_BGT = torch.isin(answers_BGT, torch.tensor(self.stop_token_ids, device=answers_BGT.device))
-        # A token belongs to the answer if no stop token stands before it.
-        answer_mask_BGT = (is_stop_BGT.long().cumsum(-1) - is_stop_BGT.long()) == 0
-        group_prompt_mask_BGT = prompt_mask_BT[:, None].expand(-1, num_completions, -1)
+    def _completions(self, prompts: Completions, answers: Answers) -> Completions:
+        width = max(len(ids) for group in answers for ids in group)
+        pad_token_id, device = self.decoding.pad_token_id, prompts.input_ids_BGT.device
+        padded = [[ids + [pad_token_id] * (width - len(ids)) for ids in group] for group in answers]
+        is_answer = [[[True] * len(ids) + [False] * (width - len(ids)) for ids in group] for group in answers]
+        answer_mask_BGT = torch.tensor(is_answer, device=device)
+        size = (-1, answer_mask_BGT.shape[1], -1)
+        prompt_mask_BGT = prompts.attention_mask_BGT.expand(size)
         return Completions(
-            input_ids_BGT=ids_BGT,
-            attention_mask_BGT=torch.cat([group_prompt_mask_BGT, answer_mask_BGT], dim=-1),
-            completion_mask_BGT=torch.cat([torch.zeros_like(group_prompt_mask_BGT), answer_mask_BGT], dim=-1),
-            valid_BG=torch.ones(num_prompts, num_completions, dtype=torch.bool, device=ids_BGT.device),
+            input_ids_BGT=torch.cat([prompts.input_ids_BGT.expand(size), torch.tensor(padded, device=device)], dim=-1),
+            attention_mask_BGT=torch.cat([prompt_mask_BGT, answer_mask_BGT], dim=-1),
+            completion_mask_BGT=torch.cat([torch.zeros_like(prompt_mask_BGT), answer_mask_BGT], dim=-1),
+            valid_BG=torch.ones(answer_mask_BGT.shape[:2], dtype=torch.bool, device=device),
         )
 
     def texts(self, completions: Completions) -> list[list[str]]:

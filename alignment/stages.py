@@ -39,8 +39,8 @@ class Sampling:
         num_completions: G, responses per prompt that enter the loss.
         temperature: of those responses; infinite is uniform, for enumerated responses.
         max_new_tokens: longest response.
-        engine: ``transformers`` samples; ``enumerate`` takes the responses that the rows carry, with their exact
-            probabilities.
+        engine: ``enumerate`` takes the responses that the rows carry, with their exact probabilities; any other
+            samples.
         opponent_temperature: of the opponent's responses.
         opponent_completions: J, the opponent's responses per prompt.
         top_k: of both; ``None`` for all tokens.

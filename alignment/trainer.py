@@ -45,8 +45,18 @@ from alignment.data import (
 from alignment.errors import BudgetError, UserError
 from alignment.evaluation import ReferenceMatch
 from alignment.functional import preference_metrics
+from alignment.generation import build_engine, check_engine, engine_refusal
+from alignment.generation.engine import Engine
+from alignment.generation.weights import lora_rank
 from alignment.groups import GroupWelfare, check_panel
-from alignment.iterations import AdvanceAnchors, KeepAverage, WholeIterations, count_steps, per_iteration
+from alignment.iterations import (
+    AdvanceAnchors,
+    KeepAverage,
+    RefreshEngine,
+    WholeIterations,
+    count_steps,
+    per_iteration,
+)
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
@@ -137,6 +147,7 @@ class PreferenceTrainer(Trainer):
         if args.deepspeed_plugin is not None:
             check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
         self.sampling = args.sampling()
+        self._check_engine(args)
         if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
             raise UserError(
                 f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
@@ -165,7 +176,9 @@ class PreferenceTrainer(Trainer):
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
+        self.engine = self._make_engine()
         self.anchors = self._make_anchors(ref_model, past_models, players)
+        self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self._steps))
         self.add_callback(AdvanceAnchors(self.anchors, steps_between=self._steps * self.needs.inner_steps))
         self.average: TrainableWeights | None = None
@@ -184,6 +197,25 @@ class PreferenceTrainer(Trainer):
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
 
+    def _check_engine(self, args: AlignmentArguments) -> None:
+        if self.is_online:
+            check_engine(args.engine, args.engine_options)
+            refusal = engine_refusal(args.engine, self.needs)
+            if refusal is not None:
+                raise UserError(refusal)
+
+    def _make_engine(self) -> Engine:
+        """Who draws the answers; a method that reads a data set needs some only to estimate a KL."""
+        if not self.is_online or self.sampling.engine == "enumerate":
+            return build_engine("transformers", None, self._tokenizer())
+        return build_engine(
+            self.sampling.engine,
+            self.args.engine_options,
+            self._tokenizer(),
+            lora_rank=lora_rank(self.model),
+            num_processes=self.args.world_size,
+        )
+
     def _make_anchors(
         self,
         ref_model: nn.Module | None,
@@ -198,7 +230,13 @@ class PreferenceTrainer(Trainer):
             if isinstance(policy, nn.Module):
                 policy.to(self.args.device)
         anchors = AnchorSet(
-            self.needs, self.model, ref_model, past_models=past_models, players=players, copies_start=not stores
+            self.needs,
+            self.model,
+            ref_model,
+            past_models=past_models,
+            players=players,
+            copies_start=not stores,
+            on_exchange=self.engine.refresh,
         )
         if not stores:
             return anchors
@@ -253,6 +291,8 @@ class PreferenceTrainer(Trainer):
             stop_token_ids=self._stop_token_ids,
             temperature=self.args.win_rate_temperature,
             max_new_tokens=self.args.win_rate_max_new_tokens or longest,
+            # A server that keeps its weights does not know the policy that is trained.
+            engine=self.engine if self.engine.takes_weights else None,
         )
 
     def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
@@ -381,6 +421,7 @@ class PreferenceTrainer(Trainer):
             temperature=temperature,
             max_new_tokens=self.sampling.max_new_tokens,
             top_k=self.sampling.top_k,
+            engine=self.engine,
         )
 
     # Loss ------------------------------------------------------------------------------------------------------------
@@ -583,6 +624,7 @@ class PreferenceTrainer(Trainer):
                 stop_token_ids=self._stop_token_ids,
                 temperature=1.0,
                 max_new_tokens=self.sampling.max_new_tokens,
+                engine=self.engine,
             )
             answers = policy.sample(prompts_only(batch), num_completions=1, generator=generator)
             logps_BGT = score(module, answers).token_logps_BGT

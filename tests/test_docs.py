@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from alignment.config import SamplingSpec
 from alignment.config.parsing import parse_text
 from alignment.methods import build_method
 from alignment.oracles import check_oracle
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_oracle_blocks_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_blocks_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a part of a recipe; the files that it names are there."""
     (tmp_path / "my_prompt.txt").write_text("{prompt} {left} {right}")
     monkeypatch.chdir(tmp_path)
@@ -32,7 +33,9 @@ def test_oracle_blocks_are_sound(text: str, tmp_path: Path, monkeypatch: pytest.
         check_oracle(tree["oracle"])
     if "method" in tree:
         build_method(tree["method"])
-    assert {"oracle", "method"} & tree.keys(), "a block that nothing here checks"
+    if "sampling" in tree:
+        SamplingSpec.model_validate(tree["sampling"])
+    assert {"oracle", "method", "sampling"} & tree.keys(), "a block that nothing here checks"
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -49,11 +49,11 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.mark.parametrize("kind", ["whole", "adapter", "rounds"])
 def test_the_held_out_prompts_of_a_run_are_answered(kind: str, runs: Mapping[str, Path], command: Command) -> None:
     """Its own, in their order, with another answer than the reference's."""
-    out = json.loads(command(runs[kind], "--json", "--against", "ref", "--num", 2, "--limit", 3, *SHORT))
+    out = json.loads(command(runs[kind], "--json", "--against", "ref", "--num", 6, "--limit", 3, *SHORT))
     recipe = load_recipe(runs[kind] / "recipe.yaml").recipe
     held_out = prepare_data(recipe.data, seed=recipe.seed, announce=lambda line: None).evaluation
     assert [item["prompt"] for item in out] == [prompt_text(row) for row in held_out[:3]]
-    assert all(len(item["answers"]) == len(item["ref"]) == 2 for item in out)
+    assert all(len(item["answers"]) == len(item["ref"]) == 6 for item in out)
     assert any(item["answers"] != item["ref"] for item in out)
 
 

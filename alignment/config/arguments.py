@@ -30,6 +30,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens,
             engine=sampling.engine,
+            engine_options=sampling.engine_options,
             responses=sampling.responses,
             opponent_temperature=sampling.opponent.temperature,
             opponent_completions=sampling.opponent.num_completions,

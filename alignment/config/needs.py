@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from alignment.config.schema import Recipe
+from alignment.generation import engine_refusal
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
 from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Player, Previous, Solution
@@ -66,6 +67,7 @@ def unmet_needs(needs: Needs, recipe: Recipe, rivals: Collection[str] = ()) -> l
         *_source_problems(name, needs, recipe),
         *_unread(name, needs, recipe),
         *_store_problems(name, needs, recipe),
+        *_engine_problems(needs, recipe),
         *_evaluation_problems(name, recipe),
     ]
 
@@ -152,8 +154,8 @@ def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
             )
         return problems
     problems = []
-    if sampling.engine != "transformers":
-        problems.append(f"sampling.engine: rounds sample with 'transformers', got '{sampling.engine}'")
+    if sampling.engine == "enumerate":
+        problems.append("sampling.engine: rounds sample their answers, got 'enumerate'; use 'transformers' or 'vllm'")
     if sampling.num_completions < 2:
         problems.append(
             f"sampling.num_completions: expected at least 2 answers to compare, got {sampling.num_completions}"
@@ -191,6 +193,28 @@ def _evaluation_problems(name: str, recipe: Recipe) -> list[str]:
     if recipe.evaluation.temperature == 0 and recipe.sampling.engine == "enumerate":
         problems.append("evaluation.temperature: expected a number above 0 for enumerated responses, got 0")
     return problems
+
+
+def _engine_problems(needs: Needs, recipe: Recipe) -> list[str]:
+    """What the engine cannot sample, or would sample from another policy than the one that is trained."""
+    sampling = recipe.sampling
+    if not (needs.samples_in_batches or recipe.samples_in_rounds_of(needs)):
+        return []
+    refusal = engine_refusal(sampling.engine, needs)
+    if refusal is not None:
+        return [f"sampling.engine: {refusal}"]
+    if sampling.engine == "vllm" and recipe.policy.load_in_4bit:
+        return [
+            "sampling.engine: 'vllm' serves weights of full precision, and with policy.load_in_4bit the policy has "
+            "others: its samples would be another model's; use 'transformers'"
+        ]
+    server = sampling.server
+    if server is not None and (not server.serves_policy or recipe.schedule.rounds > 1):
+        return [
+            "sampling.engine: the server of 'openai' keeps its weights: expected schedule.rounds = 1 and "
+            "sampling.server.serves_policy = true, your word that it serves the policy that the round starts from"
+        ]
+    return []
 
 
 def _unread(name: str, needs: Needs, recipe: Recipe) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignment.config.parsing import dump_yaml
+from alignment.generation.options import ServerOptions, VLLMOptions
 from alignment.methods import build_method
 from alignment.types import Method, Needs
 
@@ -261,7 +262,10 @@ class SamplingSpec(Block):
     num_completions: int = Field(default=2, gt=0)
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=64, gt=0)
-    engine: Literal["transformers", "enumerate"] = "transformers"
+    engine: Literal["transformers", "vllm", "openai", "enumerate"] = "transformers"
+    continuous_batching: bool | None = None
+    vllm: VLLMOptions | None = None
+    server: ServerOptions | None = None
     responses: list[str] | None = Field(default=None, min_length=2)
     opponent: OpponentSpec = OpponentSpec()
     top_k: int | None = Field(default=None, gt=0)
@@ -273,6 +277,24 @@ class SamplingSpec(Block):
         if self.engine != "enumerate" and any(math.isinf(temperature) for temperature in temperatures):
             raise ValueError(f"expected finite temperatures with the engine '{self.engine}', got .inf")
         return self
+
+    @model_validator(mode="after")
+    def _options_are_of_the_engine(self) -> Self:
+        owners = {"continuous_batching": "transformers", "vllm": "vllm", "server": "openai"}
+        for key, owner in owners.items():
+            if key in self.model_fields_set and self.engine != owner:
+                raise ValueError(f"expected sampling.{key} only with the engine '{owner}', got '{self.engine}'")
+        if self.engine == "openai" and self.server is None:
+            raise ValueError("expected sampling.server with base_url and model for the engine 'openai', got none")
+        return self
+
+    @property
+    def engine_options(self) -> dict[str, Any] | None:
+        """The keys that belong to the engine; ``None`` for its defaults."""
+        if self.continuous_batching is not None:
+            return {"continuous_batching": self.continuous_batching}
+        block = self.vllm or self.server
+        return None if block is None else block.model_dump(exclude_unset=True)
 
     @model_validator(mode="after")
     def _responses_are_for_enumeration(self) -> Self:
@@ -462,6 +484,9 @@ class Recipe(Block):
             }
         if not (self.build_method().needs.samples_in_batches or self.samples_in_rounds):
             del tree["sampling"]
+        elif self.sampling.vllm is not None:
+            # Defaults of the other mode are keys that nothing reads.
+            tree["sampling"]["vllm"] = self.sampling.vllm.model_dump(exclude_unset=True)
         if not self.anchors.store:
             del tree["anchors"]
         tree["data"] = plain_data(tree["data"])

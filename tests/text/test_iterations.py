@@ -179,3 +179,26 @@ def test_targets_of_an_adapter_follow_it_in_parameters(tmp_path: object) -> None
     for name, value in own.values.items():
         assert torch.equal(saved.values[name], value)
     assert all(not bool(value.any()) for value in TrainableWeights(model).values.values())
+
+
+def test_an_engine_takes_exchanged_weights_anew(tmp_path: object) -> None:
+    """A copy of the weights that an engine serves is stale while a target stands in their place, and afterwards."""
+    trainer = trainer_of(tmp_path, {"name": "nash_mp", "tau": 0.1, "eta": 0.5}, lora=True)
+    refreshed: list[bool] = []
+    (target,) = [trainer.anchors._copies[name] for name in trainer.anchors._decays]
+    assert isinstance(target, TrainableWeights)
+    name, held = next(iter(target.values.items()))
+    parameters = dict(trainer.model.named_parameters())
+
+    class Watching:
+        def refresh(self) -> None:
+            refreshed.append(parameters[name].data_ptr() == held.data_ptr())
+
+    trainer.engine = Watching()  # type: ignore[assignment]
+    trainer.anchors._on_exchange = trainer.engine.refresh
+    with trainer.anchors.model("target"):
+        assert refreshed == [True]
+    assert refreshed == [True, False]
+    with trainer.anchors.model("policy"):
+        pass
+    assert len(refreshed) == 2

@@ -1,6 +1,7 @@
 """Log-probs against the plain way, samples against the distribution, anchors against the policy, rollouts."""
 
 import copy
+from dataclasses import replace
 
 import peft
 import pytest
@@ -133,7 +134,7 @@ def test_a_models_own_generation_settings_do_not_bend_the_samples() -> None:
     """Qwen2.5 ships a repetition penalty and nucleus sampling; log-probs know nothing of them: the same draws."""
 
     def draw(policy: CausalLMPolicy) -> Tensor:
-        policy.max_new_tokens = 3
+        policy.decoding = replace(policy.decoding, max_new_tokens=3)
         generator = torch.Generator().manual_seed(0)
         return policy.sample(symbol_prompts(1), num_completions=100, generator=generator).input_ids_BGT
 

@@ -1,0 +1,193 @@
+"""Answers by ``transformers``: one batch with a key-value cache, or continuous batching."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import LogitsProcessorList
+
+from alignment.errors import UserError
+from alignment.generation.engine import Answers, Decoding, TokenIds, grouped
+from alignment.generation.options import TransformersOptions
+
+# What a model's own generation settings may hold and would bend the distribution that log-probs speak of: Qwen2.5 ships
+# a repetition penalty. Each is set to do nothing. Suppressed tokens stay: they say what the model can say.
+_PLAIN_SAMPLING = {
+    "num_beams": 1,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "forced_eos_token_id": None,
+}
+
+# Continuous batches: the library's own sizes take most of the memory, and on a CPU seconds to do so at every call.
+_BATCH_TOKENS = 256
+_SEQUENCES_AT_ONCE = 64
+_PAGE_TOKENS = 256
+_POLL_SECONDS = 0.05
+
+
+class TransformersEngine:
+    """The model itself answers; its weights are always the present ones.
+
+    Args:
+        options: how sequences share a batch.
+    """
+
+    takes_weights: ClassVar[bool] = True
+
+    def __init__(self, options: TransformersOptions | None = None) -> None:
+        self.options = options or TransformersOptions()
+
+    def answer(
+        self,
+        module: Any,
+        prompts: Sequence[TokenIds],
+        decoding: Decoding,
+        *,
+        num_completions: int,
+        seed: int,
+        processors: LogitsProcessorList | None = None,
+    ) -> Answers:
+        """See :class:`~alignment.generation.Engine`.
+
+        Args:
+            module: the policy.
+            prompts: token ids.
+            decoding: how tokens are drawn.
+            num_completions: answers to each prompt.
+            seed: of the draws.
+            processors: change the logits of whole batches; with them nothing is batched continuously.
+        """
+        is_continuous = self.options.continuous_batching and processors is None
+        with _evaluating(module), _seeded(seed, module.device), torch.no_grad():
+            if is_continuous:
+                repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
+                answers = _generate_continuously(module, repeated, decoding)
+            else:
+                answers = _generate(module, prompts, decoding, num_completions, processors)
+        return grouped(answers, num_completions)
+
+    def refresh(self) -> None:
+        """Nothing to do: the model is asked itself."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _generate(
+    module: Any,
+    prompts: Sequence[TokenIds],
+    decoding: Decoding,
+    num_completions: int,
+    processors: LogitsProcessorList | None,
+) -> list[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    ids_BT = torch.tensor([[decoding.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    sequences_NT = module.generate(
+        input_ids=ids_BT.to(module.device),
+        attention_mask=mask_BT.to(module.device),
+        num_return_sequences=num_completions,
+        logits_processor=processors,
+        **_settings(decoding),
+    )
+    answers_NT = sequences_NT[:, width:].cpu()
+    is_stop_NT = torch.isin(answers_NT, torch.tensor(decoding.stop_token_ids)).long()
+    # A token belongs to the answer if no stop token stands before it.
+    lengths_N = (is_stop_NT.cumsum(-1) - is_stop_NT == 0).sum(-1).tolist()
+    return [ids[:length] for ids, length in zip(answers_NT.tolist(), lengths_N, strict=True)]
+
+
+def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    try:
+        from transformers import ContinuousBatchingConfig
+    except ImportError:
+        raise UserError(
+            f"sampling.continuous_batching: expected a transformers that has it, found {transformers.__version__}; "
+            "install a newer one, or set it to false"
+        ) from None
+    # A LoRA model's base holds the adapter's layers, and knows whether they are switched off.
+    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    settings = copy.deepcopy(base.generation_config)
+    settings.update(**_settings(decoding))
+    longest = max(len(prompt) for prompt in prompts) + decoding.max_new_tokens
+    manager = base.init_continuous_batching(
+        generation_config=settings,
+        continuous_batching_config=ContinuousBatchingConfig(
+            page_size=_PAGE_TOKENS,
+            num_blocks=min(len(prompts), _SEQUENCES_AT_ONCE) * -(-longest // _PAGE_TOKENS),
+            max_batch_tokens=_BATCH_TOKENS,
+            # Asynchronous batches would draw in an order that depends on timing.
+            use_async_batching=False,
+        ),
+    )
+    outputs: dict[str, Any] = {}
+    # All requests are there before the first batch is formed, so that the same seed gives the same batches.
+    names = manager.add_requests(prompts, max_new_tokens=decoding.max_new_tokens)
+    manager.start()
+    try:
+        while len(outputs) < len(names):
+            result = manager.get_result(timeout=_POLL_SECONDS)
+            if result is not None and result.is_finished():
+                outputs[result.request_id] = result
+            elif result is None and not manager.is_running():
+                break
+    finally:
+        manager.stop(block=True)
+        manager.destroy()
+    failed = [name for name in names if name not in outputs or outputs[name].error is not None]
+    if failed:
+        reason = outputs[failed[0]].error if failed[0] in outputs else "the batch's thread ended"
+        raise UserError(
+            f"sampling.continuous_batching: {len(failed)} of {len(names)} answers failed ({reason}); set it to false"
+        )
+    return [list(outputs[name].generated_tokens) for name in names]
+
+
+def _settings(decoding: Decoding) -> dict[str, Any]:
+    # Where the likeliest token is taken, settings of chance are set to do nothing: they would only be warned about.
+    chance = (
+        {"do_sample": True, "temperature": decoding.temperature, "top_k": decoding.top_k or 0}
+        if decoding.temperature
+        else {"do_sample": False, "temperature": 1.0, "top_k": 50}
+    )
+    return {
+        **chance,
+        "max_new_tokens": decoding.max_new_tokens,
+        "eos_token_id": list(decoding.stop_token_ids),
+        "pad_token_id": decoding.pad_token_id,
+        **_PLAIN_SAMPLING,
+    }
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    # generate() draws from the global generator: seed it for the call and put it back.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,54 @@
+"""Weights of a policy in the form that another process or library loads: whole tensors, or an adapter's folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from alignment.errors import UserError
+
+_ADAPTER = "lora_"
+
+
+def is_adapted(module: Any) -> bool:
+    """Whether the module is a LoRA model whose adapter is switched on."""
+    return isinstance(module, PeftModel) and module.get_model_status().enabled is True
+
+
+def base_of(module: Any) -> Any:
+    """The module itself, or the model under its adapter."""
+    return module.get_base_model() if isinstance(module, PeftModel) else module
+
+
+def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names, as in the model's own checkpoint, and tensors of everything but adapters.
+
+    Raises:
+        UserError: if the weights are partitioned over processes.
+    """
+    for name, tensor in base_of(module).named_parameters():
+        if isinstance(tensor, DTensor) or not tensor.numel():
+            raise UserError(
+                f"sampling.engine: expected whole weights on every process, found '{name}' partitioned (ZeRO-3, "
+                "FSDP); train with DDP or ZeRO-2, or sample with 'transformers'"
+            )
+        if _ADAPTER not in name:
+            yield name.replace(".base_layer", ""), tensor.detach()
+
+
+def save_base(module: Any, folder: Path) -> None:
+    """The base model's weights as a checkpoint folder."""
+    base_of(module).save_pretrained(folder, state_dict=dict(base_weights(module)))
+
+
+def save_adapter(module: PeftModel, folder: Path) -> None:
+    """The adapter as a folder in the format of peft."""
+    module.save_pretrained(str(folder))
+
+
+def lora_rank(module: Any) -> int | None:
+    """The rank of the module's adapter; ``None`` if it has none."""
+    return int(module.peft_config[module.active_adapter].r) if isinstance(module, PeftModel) else None
