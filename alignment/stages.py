@@ -110,7 +110,6 @@ def check_needs(needs: Needs) -> None:
     supplied = {
         f"the sampler '{needs.sampler}'": needs.sampler in _SAMPLERS,
         f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
-        f"{needs.fits} fits a round": needs.fits == 1,
     }
     kinds = Frozen | Ema | Behaviour | Previous | Past
     missing = [what for what, is_supplied in supplied.items() if not is_supplied]
