@@ -70,17 +70,17 @@ class Setting:
     temperature: float = 1.0
     rounds: int = 0
     passes: int = 2
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
 
 
 SETTINGS: dict[str, Setting] = {
     "online_ipo": Setting(method={"name": "online_ipo", "tau": TAU}),
     "ipo_md": Setting(method={"name": "ipo_md", "tau": TAU, "mix": 0.125}),
     "nash_md": Setting(method={"name": "nash_md", "tau": TAU, "mix": 0.125}, has_opponent=True),
-    "egpo": Setting(method={"name": "egpo", "tau": TAU}, has_opponent=True, temperature=1.2),
+    "egpo": Setting(method={"name": "egpo", "tau": TAU}, has_opponent=True, temperature=1.2, learning_rate=1.5e-3),
     "nash_mp": Setting(method={"name": "nash_mp", "tau": TAU, "eta": 1.0, "inner_steps": 20}, has_opponent=True),
     "nash_prox": Setting(method={"name": "nash_prox", "tau": TAU, "eta": 1.0, "inner_steps": 20}, has_opponent=True),
-    "inpo": Setting(method={"name": "inpo", "tau": TAU, "eta": TAU / STEP}, rounds=ROUNDS),
+    "inpo": Setting(method={"name": "inpo", "tau": TAU, "eta": TAU / STEP}, rounds=ROUNDS, learning_rate=1e-3),
     "mnpo": Setting(
         method={
             "name": "mnpo",
@@ -89,11 +89,12 @@ SETTINGS: dict[str, Setting] = {
             "history_weights": [0.75 * (1 - STEP), 0.25 * (1 - STEP)],
         },
         rounds=ROUNDS,
+        learning_rate=1e-3,
     ),
     "spo": Setting(method={"name": "spo", "kappa_ref": TAU}),
-    "spo_average": Setting(method={"name": "spo", "kappa_ref": 0.0}, tau=0.0),
-    "sppo": Setting(method={"name": "sppo", "eta": ETA}, tau=0.0, rounds=ROUNDS),
-    "onpo": Setting(method={"name": "onpo", "eta": ETA}, tau=0.0, rounds=ROUNDS),
+    "spo_average": Setting(method={"name": "spo", "kappa_ref": 0.0}, tau=0.0, learning_rate=1e-3),
+    "sppo": Setting(method={"name": "sppo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
+    "onpo": Setting(method={"name": "onpo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
     "online_dpo": Setting(method={"name": "online_dpo", "beta": 1.0}),
     "dpo": Setting(method={"name": "dpo", "beta": BETAS[0]}),
 }
