@@ -32,7 +32,8 @@ def train(text: TextGame, mode: str) -> tuple[Tensor, float]:
     """The groups' mean utilities [K] under the trained policy, and the seconds that it took.
 
     The base is the regression on win differences over tau: a policy gradient of utilities that are far from 1/2 on
-    average would be much noisier.
+    average would be much noisier. What noise is left comes from the reference's answers: with 4 of them instead of 16
+    the lower mean ends at 94 % of its way instead of 95 %, and halfway at 67 % instead of 94 %.
     """
     is_crowd = mode == "crowd"
     method = {
@@ -47,10 +48,10 @@ def train(text: TextGame, mode: str) -> tuple[Tensor, float]:
             ref_model=text.ref,
             args=AlignmentArguments(
                 output_dir=folder,
-                max_steps=500,
+                max_steps=400,
                 per_device_train_batch_size=30,
                 num_completions=8,
-                opponent_completions=4,
+                opponent_completions=16,
                 max_new_tokens=20,
                 learning_rate=1e-3,
                 lr_scheduler_type="cosine",
