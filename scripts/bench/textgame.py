@@ -45,7 +45,7 @@ BETAS = (0.1, 0.5, 1.0, 2.0, 5.0)
 POINTS = 20
 # Answers to a question, and the pairs among them; the opponent's answers to it in an iteration, where there is one.
 ANSWERS, PAIRS, OPPONENTS = 8, 28, 4
-# Of the reference in a mixture. The exact fixed point of nash_md and ipo_md has 2.2 % of the gap at 0.125, 0.3 % at 0.05.
+# Of the reference in a mixture: the exact fixed point of nash_md and ipo_md has 2.2 % of the gap at 0.125, 0.3 % here.
 MIX = 0.05
 # Rounds, and their steps. Exact rounds leave 0.4 % of the regularised gap at a mirror step of 0.2 (2.4 % at 0.1, 1.0 %
 # at 0.3), and 28 % (sppo) and 19 % (onpo) of the unregularised one at an eta of 6 (76 % and 64 % at 2).
