@@ -4,6 +4,7 @@
     python scripts/bench/textgame.py --methods egpo,online_ipo    # some of them
     python scripts/bench/textgame.py --json                       # the table as one line of JSON
     python scripts/bench/textgame.py --folder runs/textgame       # and the curves: JSON for each method, and curves.png
+    python scripts/bench/textgame.py --folder runs/textgame --read      # the table of curves that are there
     python scripts/bench/textgame.py --methods dpo --learning-rate 3e-4
 
 Every method has the same budget of questions to the oracle; a pair asked in both orders is two. The gap is that of the
@@ -317,31 +318,55 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="in place of the methods' own")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--folder", type=Path, help="where the curves go")
+    parser.add_argument("--read", action="store_true", help="play nothing: the table of the curves in the folder")
     options = parser.parse_args()
     names = options.methods.split(",")
     unknown = [name for name in names if name not in SETTINGS]
     if unknown:
         parser.error(f"--methods: expected some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
+    if options.read and not options.folder:
+        parser.error("--read: expected --folder with the curves of earlier runs, got none")
+    if options.read:
+        curves = {name: json.loads((options.folder / f"{name}.json").read_text()) for name in names}
+    else:
+        curves = run(names, options.learning_rate, options.folder)
+    if options.json:
+        print(json.dumps({"rows": [row(name, points) for name, points in curves.items()]}))
+    else:
+        Console(width=None if Console().is_terminal else 120).print(table(curves))
+
+
+def run(names: Sequence[str], learning_rate: float | None, folder: Path | None) -> dict[str, list[dict[str, float]]]:
+    """The curves of methods, one after the other."""
     text = TextGame.build()
-    table = Table("method", "gap, start", "gap, end", "left", "outside", "oracle calls", "seconds", box=None)
-    rows = []
+    curves = {}
     for name in names:
-        points = play(text, name, options.learning_rate)
-        if options.folder:
-            options.folder.mkdir(parents=True, exist_ok=True)
-            (options.folder / f"{name}.json").write_text(json.dumps(points) + "\n")
-            draw(options.folder)
+        curves[name] = play(text, name, learning_rate)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.json").write_text(json.dumps(curves[name]) + "\n")
+            draw(folder)
+    return curves
+
+
+def row(name: str, points: list[dict[str, float]]) -> dict[str, Any]:
+    """The ends of a curve."""
+    start, end = points[0], points[-1]
+    return {
+        "method": name,
+        "gap_start": start["gap"],
+        "gap_end": end["gap"],
+        "oracle_calls": end["oracle_calls"],
+        "seconds": end["seconds"],
+    }
+
+
+def table(curves: Mapping[str, list[dict[str, float]]]) -> Table:
+    """The ends of all curves."""
+    shown = Table("method", "gap, start", "gap, end", "left", "outside", "oracle calls", "seconds", box=None)
+    for name, points in curves.items():
         start, end = points[0], points[-1]
-        rows.append(
-            {
-                "method": name,
-                "gap_start": start["gap"],
-                "gap_end": end["gap"],
-                "oracle_calls": end["oracle_calls"],
-                "seconds": end["seconds"],
-            }
-        )
-        table.add_row(
+        shown.add_row(
             name,
             f"{start['gap']:.4f}",
             f"{end['gap']:.4f}",
@@ -350,10 +375,7 @@ def main() -> None:
             f"{end['oracle_calls']:,.0f}",
             f"{end['seconds']:.0f}",
         )
-    if options.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        Console(width=None if Console().is_terminal else 120).print(table)
+    return shown
 
 
 if __name__ == "__main__":
