@@ -20,7 +20,11 @@ def blocks(language: str) -> list[Any]:
     found = [
         (page, text) for page in PAGES for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
     ]
-    return [pytest.param(text, id=f"{page.stem}-{n}") for n, (page, text) in enumerate(found)]
+    return [
+        # The text game supervises its model first, which takes half a minute where it is not cached.
+        pytest.param(text, id=f"{page.stem}-{n}", marks=[pytest.mark.slow] if "TextGame.build" in text else [])
+        for n, (page, text) in enumerate(found)
+    ]
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
