@@ -39,6 +39,7 @@ from alignment.data import (
     EncodedRow,
     Row,
     encode_rows,
+    prompt_text,
     stop_token_ids,
     with_mismatched,
 )
@@ -62,6 +63,7 @@ from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle
 from alignment.policies import CausalLMPolicy, score
+from alignment.rounds import answer_prompts
 from alignment.stages import (
     Annotated,
     annotate,
@@ -80,6 +82,8 @@ from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
 
+# Prompts whose answers by the reference give the spread of each reward of a panel.
+_CALIBRATION_PROMPTS = 128
 # Prompts of a process on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
 _KL_PROMPTS = 32
 
@@ -186,6 +190,8 @@ class PreferenceTrainer(Trainer):
             self.average = TrainableWeights(self.model)
             self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self._steps))
         self.match = self._make_match(ref_model, oracle if eval_oracle is None else eval_oracle)
+        if isinstance(oracle, PanelOracle) and oracle.uncalibrated:
+            self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
         # The last step of an iteration: the first batch begins one.
         self._step = self._steps - 1
@@ -252,6 +258,24 @@ class PreferenceTrainer(Trainer):
                         announce=logger.info,
                     )
         return anchors.unread()
+
+    def _calibrate(self, panel: PanelOracle) -> None:
+        """Put the rewards of a panel on one scale, by two answers of the reference to each of the first prompts."""
+        assert isinstance(self.train_dataset, EncodedRows)
+        rows = self.train_dataset.rows[:_CALIBRATION_PROMPTS]
+        with self.anchors.model("ref") as module:
+            module.to(self.args.device)
+            answered = answer_prompts(
+                self._make_policy(module, 1.0),
+                rows,
+                num_completions=2,
+                batch_size=self.args.eval_batch_size,
+                seed=self.args.seed,
+            )
+        prompts: list[str] = [prompt_text(item.row) for item in answered]
+        first, second = ([item.row.responses[g] for item in answered] for g in (0, 1))
+        for member in panel.uncalibrated:
+            member.calibrate(prompts, first, second)
 
     def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:
         """Where prompts are held out and somebody judges: the reference's answers, before a weight has moved."""

@@ -2,7 +2,14 @@
 
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix
 from alignment.oracles.build import build_oracle, check_oracle, deciding_keys
-from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
+from alignment.oracles.combine import (
+    CalibratedOracle,
+    MixtureOracle,
+    NoisyOracle,
+    PanelOracle,
+    TiedOracle,
+    VerdictOracle,
+)
 from alignment.oracles.ledger import Accounts, Budget, Figures
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import BradleyTerryOracle, LabelOracle, PairwiseOracle
@@ -13,6 +20,7 @@ __all__ = [
     "BothOrders",
     "BradleyTerryOracle",
     "Budget",
+    "CalibratedOracle",
     "Figures",
     "LabelOracle",
     "MatrixOracle",

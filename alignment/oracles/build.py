@@ -16,7 +16,14 @@ from alignment.errors import UserError
 from alignment.games import PreferenceGame
 from alignment.methods._card import nearest
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle
-from alignment.oracles.combine import MixtureOracle, NoisyOracle, PanelOracle, TiedOracle, VerdictOracle
+from alignment.oracles.combine import (
+    CalibratedOracle,
+    MixtureOracle,
+    NoisyOracle,
+    PanelOracle,
+    TiedOracle,
+    VerdictOracle,
+)
 from alignment.oracles.kept import KeptOracle, LocalAsker
 from alignment.oracles.ledger import Account, Accounts, Budget, Prices
 from alignment.oracles.matrix import MatrixOracle
@@ -347,14 +354,25 @@ class MixtureSpec(OracleSpec):
 
 
 class PanelSpec(OracleSpec):
-    """K oracles by name, for a method that reads each. Its ``symmetrize`` and ``ledger`` are its members' defaults."""
+    """K oracles by name, for a method that reads each. Its ``symmetrize`` and ``ledger`` are its members' defaults.
+
+    Attributes:
+        calibrate: members that are rewards are put on one scale before any minimum; probabilities are on one.
+    """
 
     members: dict[str, dict[str, Any]] = Field(min_length=1)
+    calibrate: bool = True
 
     @model_validator(mode="after")
     def _members_have_their_own(self) -> Self:
         if self.model_fields_set & {"flip", "ties", "verdict_seed"}:
             raise ValueError("expected flip, ties and verdict_seed in the members of a panel, got them beside")
+        bent = [name for name, member in self.members.items() if _is_reward(member) and _BENDING & member.keys()]
+        if self.calibrate and bent:
+            raise ValueError(
+                f"expected no {', '.join(sorted(_BENDING))} for the reward '{bent[0]}', whose spread is measured; "
+                "calibrate: false takes rewards as they are"
+            )
         return self
 
     def check(self) -> None:
@@ -363,8 +381,19 @@ class PanelSpec(OracleSpec):
 
     def build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         """The panel itself: whoever reads its members must see it."""
-        members = {name: _handed_down(self, member) for name, member in self.members.items()}
-        return PanelOracle({name: build_oracle(member, device, accounts) for name, member in members.items()})
+        members = {}
+        for name, member in self.members.items():
+            oracle = build_oracle(_handed_down(self, member), device, accounts)
+            members[name] = CalibratedOracle(oracle) if self.calibrate and _is_reward(member) else oracle
+        return PanelOracle(members)
+
+
+# After these a probability is no longer the sigmoid of a difference of rewards.
+_BENDING = frozenset({"flip", "ties", "verdict_seed"})
+
+
+def _is_reward(member: Mapping[str, Any]) -> bool:
+    return member.get("kind") == "bradley_terry"
 
 
 KINDS: Mapping[str, type[OracleSpec]] = {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
+from alignment.oracles.base import SettledOracle, answers_of
 from alignment.types import Oracle
 
 
@@ -44,6 +45,54 @@ class PanelOracle(MixtureOracle):
     def __init__(self, members: Mapping[str, Oracle]) -> None:
         super().__init__(list(members.values()))
         self.names = tuple(members)
+
+    @property
+    def uncalibrated(self) -> tuple["CalibratedOracle", ...]:
+        """Members whose scale is not known yet."""
+        return tuple(member for member in self.members if isinstance(member, CalibratedOracle) and member.sd is None)
+
+
+class CalibratedOracle(SettledOracle):
+    """A reward's preferences in units of its own spread: ``sigmoid((r(left) - r(right)) / sd)``.
+
+    Rewards of several models have no common unit: the one of the largest numbers would decide every minimum. They have
+    one in units of the standard deviation of the rewards of two answers of the reference to one prompt (z-scores; a
+    constant cancels in the difference). The paper's code takes the minimum of raw scores (2402.08925).
+
+    Args:
+        oracle: ``sigmoid(r(left) - r(right))``, as a reward model answers.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(oracle)
+        self.sd: float | None = None
+
+    def calibrate(self, prompts: list[str], first: list[str], second: list[str]) -> None:
+        """Learn the spread from pairs of independent answers of the reference.
+
+        Raises:
+            UserError: if the reward is the same for all of them.
+        """
+        differences_N = _logits(answers_of(self.oracle, prompts, first, second))
+        # Twice the variance is the mean square of a difference.
+        sd = float((differences_N.square().mean() / 2.0).sqrt())
+        if not sd > 0.0:
+            raise UserError(
+                "oracle: expected a reward that tells answers of the reference apart, found the same for both answers "
+                f"to each of {len(prompts)} prompts; it has no scale (oracle.calibrate: false takes it as it is)"
+            )
+        self.sd = sd
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        """Probabilities [N] that ``left`` beats ``right``."""
+        if self.sd is None:
+            raise UserError("oracle: expected a reward whose spread is known; call calibrate first")
+        return torch.sigmoid(_logits(answers_of(self.oracle, prompts, left, right)) / self.sd)
+
+
+def _logits(answers_N: Tensor) -> Tensor:
+    # Rewards that differ by more than 34 count as 34: nearer to 1 a probability is 1, and its logit infinite.
+    return answers_N.clamp(min=1e-15, max=1.0 - 1e-15).logit()
 
 
 class NoisyOracle:

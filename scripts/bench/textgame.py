@@ -7,10 +7,10 @@
     python scripts/bench/textgame.py --folder runs/textgame --read      # the table of curves that are there
     python scripts/bench/textgame.py --methods dpo --learning-rate 3e-4
 
-Every method has the same budget of questions to the oracle; it has no taste for a position, so each pair is asked in one
-order. The gap is that of the method's own game: regularised by tau for those that have a tau, unregularised and of the
-average iterate for the others. DPO learns from as many comparisons of answers of the reference, each decided by one annotator, at the best of
-five betas. Seconds are of training with its sampling; measuring the gap is not counted.
+Every method has the same budget of questions to the oracle, which has no taste for a position: a pair is asked about in
+one order. The gap is that of the method's own game: regularised by tau for those that have a tau, unregularised and of
+the average iterate for the others. DPO learns from as many comparisons of answers of the reference, each decided by one
+annotator, at the best of five betas. Seconds are of training with its sampling; measuring the gap is not counted.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from alignment.checkpoints import STATE_FILE
 from alignment.errors import UserError
 from alignment.games import PanelGame
 from alignment.methods import build_method
-from alignment.oracles import MatrixOracle, PanelOracle, build_oracle
+from alignment.oracles import CalibratedOracle, MatrixOracle, PanelOracle, build_oracle
 from alignment.tabular import run_tabular
 from alignment.trainer import PreferenceTrainer
 from alignment.types import LossInputs, LossOutput, Method, Needs
@@ -187,3 +187,45 @@ def test_an_opponent_that_no_loss_reads(reference: bool, tmp_path: Path) -> None
     with maxmin.anchors.model("ref") as module:
         torch.testing.assert_close(symbol_policy(module), ref_policy_XA)
     assert not torch.equal(symbol_policy(maxmin.model), symbol_policy(sharp(START)))
+
+
+class Reward:
+    """A Bradley-Terry oracle with a reward for each symbol."""
+
+    def __init__(self, *rewards: float) -> None:
+        self.rewards = dict(zip(SYMBOLS, rewards, strict=True))
+
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
+        differences = [self.rewards[a] - self.rewards[b] for a, b in zip(left, right, strict=True)]
+        return torch.tensor(differences, dtype=torch.float64).sigmoid()
+
+
+def test_rewards_are_calibrated_to_one_another(tmp_path: Path) -> None:
+    """Invariant 104: another unit and another zero of one reward change nothing; taken raw they change the weights."""
+    method = {"name": "maxmin", "base": {"name": "spo", "kappa_ref": 0.1}, "mode": "mirror", "step": 1.0}
+    states, raw = [], []
+    for unit, zero in ((1.0, 0.0), (5.0, 3.0)):
+        rewards = {"ann": Reward(1.0, 0.2, 0.0), "bob": Reward(*(unit * r + zero for r in (0.0, 0.1, 1.0)))}
+        calibrated = PanelOracle({name: CalibratedOracle(reward) for name, reward in rewards.items()})
+        changes: dict[str, Any] = {"engine": "transformers", "responses": None, "num_completions": 4}
+        for panel_of, found in ((calibrated, states), (PanelOracle(rewards), raw)):
+            maxmin = trainer(method, tmp_path, panel_of, **changes)
+            maxmin.train()
+            assert maxmin.groups is not None
+            found.append(maxmin.groups.state)
+        assert calibrated.uncalibrated == ()
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=1e-10)
+    assert float((raw[0] - raw[1]).abs().max()) > 1e-2
+
+
+def test_the_unit_is_the_spread_of_the_references_answers() -> None:
+    """Rewards 2 and 0 of two answers: differences of 2 and 0, mean square 2, a standard deviation of 1."""
+    oracle = CalibratedOracle(Reward(2.0, 0.0, 7.0))
+    with pytest.raises(UserError, match="call calibrate first"):
+        oracle.prefer(["?"], [SYMBOLS[0]], [SYMBOLS[1]])
+    first, second, third = SYMBOLS
+    oracle.calibrate(["?", "?"], [first, second], [second, second])
+    assert oracle.sd == pytest.approx(1.0)
+    assert oracle.prefer(["?"], [third], [first]).item() == pytest.approx(torch.tensor(5.0).sigmoid().item())
+    with pytest.raises(UserError, match="found the same for both answers to each of 1 prompts"):
+        CalibratedOracle(Reward(2.0, 0.0, 7.0)).calibrate(["?"], [first], [first])
