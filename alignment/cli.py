@@ -134,6 +134,22 @@ def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     _run_stage(recipe, overrides, "judge")
 
 
+@app.command()
+def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Store the log-probs of frozen policies, of a data set or of the next round (anchors.store: true).
+
+    \b
+    Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
+    """
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    _print_notes(loaded.notes)
+    from alignment import loop
+
+    loop.annotate(loaded.recipe)
+
+
 def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> None:
     from alignment.config import load_recipe
 

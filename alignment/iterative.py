@@ -24,8 +24,9 @@ from alignment.players import Announce, Player
 from alignment.preparation import prepare_data, write_report
 from alignment.ranks import Ranks
 
-Stage = Literal["rollout", "judge", "train"]
-STAGES: tuple[Stage, ...] = ("rollout", "judge", "train")
+Stage = Literal["rollout", "judge", "annotate", "train"]
+# Training annotates by itself.
+_STAGES: tuple[Stage, ...] = ("rollout", "judge", "train")
 
 
 def run(recipe: Recipe, accounts: Accounts) -> RunResult:
@@ -43,7 +44,7 @@ def run(recipe: Recipe, accounts: Accounts) -> RunResult:
     """
     players, announce = _set_up(recipe, accounts)
     for number in range(1, recipe.schedule.rounds + 1):
-        _play(players, number, STAGES)
+        _play(players, number, _STAGES)
     return _finish(recipe, players, announce)
 
 
@@ -54,8 +55,8 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
 
     Args:
         recipe: an iterative recipe.
-        stage: ``rollout``: sample its answers; ``judge``: compare them, which expects them; ``train``: whatever the
-            round still lacks.
+        stage: ``rollout``: sample its answers; ``judge``: compare them; ``annotate``: store the log-probs of frozen
+            policies on them; ``train``: whatever the round still lacks.
         accounts: as for :func:`run`.
 
     Raises:
@@ -72,14 +73,9 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
     if number is None:
         announce(f"all {recipe.schedule.rounds} rounds are finished; raise schedule.rounds to go on")
         return
-    if stage == "judge":
-        for player in players:
-            if not player.answers(number).is_finished():
-                raise UserError(
-                    f"{player.answers(number).path}: expected the answers of round {number}, found none; run "
-                    "`alignment rollout` first"
-                )
-    _play(players, number, STAGES if stage == "train" else (stage,))
+    for player in players:
+        player.check_before(number, stage)
+    _play(players, number, _STAGES if stage == "train" else (stage,))
     if stage == "train" and number == recipe.schedule.rounds:
         _finish(recipe, players, announce)
     else:

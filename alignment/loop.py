@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -64,7 +65,40 @@ def run_stage(recipe: Recipe, stage: iterative.Stage) -> None:
         iterative.run_stage(recipe, stage, accounts)
 
 
-def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
+def annotate(recipe: Recipe) -> None:
+    """Compute and store the log-probs of frozen policies on a data set, or on the next round's, and stop there.
+
+    Raises:
+        UserError: as :func:`run`, and for a recipe that stores none.
+    """
+    if not recipe.anchors.store:
+        raise UserError("expected anchors.store: true, which keeps log-probs on disk; found false: nothing to annotate")
+    with oracle_accounts(Path(recipe.output_dir)) as accounts:
+        if recipe.samples_in_rounds:
+            iterative.run_stage(recipe, "annotate", accounts)
+        else:
+            trainer = _set_up(recipe, accounts).trainer
+            Ranks(trainer.args.process_index, trainer.args.world_size).part()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """A run that is about to train.
+
+    Attributes:
+        trainer: with data and models.
+        checkpoint: where it continues, or ``None``.
+        console: for what is said.
+        is_first: whether this process speaks and writes.
+    """
+
+    trainer: PreferenceTrainer
+    checkpoint: Path | None
+    console: Console
+    is_first: bool
+
+
+def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     method = recipe.build_method()
     if uses_deepspeed(recipe.training):
         check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
@@ -114,29 +148,36 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
         ),
     )
     console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
-    before = trainer.evaluate() if eval_set else {}
+    return _Setup(trainer=trainer, checkpoint=checkpoint, console=console, is_first=is_first)
+
+
+def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
+    setup = _set_up(recipe, accounts)
+    trainer, checkpoint, console = setup.trainer, setup.checkpoint, setup.console
+    folder, has_held_out = Path(recipe.output_dir), trainer.eval_dataset is not None
+    before = trainer.evaluate() if has_held_out else {}
     if checkpoint is not None:
         console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    after = trainer.evaluate() if eval_set else {}
+    after = trainer.evaluate() if has_held_out else {}
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))
     averaged = {}
     if trainer.average is not None:
         with trainer.average.in_place(trainer.model):
             trainer.engine.refresh()
-            averaged = _without_prefix(trainer.evaluate()) if eval_set else {}
+            averaged = _without_prefix(trainer.evaluate()) if has_held_out else {}
             trainer.save_model(str(folder / "average"))
     before, after = _without_prefix(before), _without_prefix(after)
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
-    if is_first:
+    if setup.is_first:
         summary = {"before": before, "after": after} | ({"average": averaged} if averaged else {})
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         (model_folder / "README.md").write_text(run_card(recipe, before=before, after=after))
         _print_summary(result, console)
-        if args.push_to_hub:
+        if trainer.args.push_to_hub:
             url = huggingface_hub.upload_folder(
-                repo_id=trainer.hub_model_id, folder_path=model_folder, token=args.hub_token
+                repo_id=trainer.hub_model_id, folder_path=model_folder, token=trainer.args.hub_token
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
     trainer.engine.close()

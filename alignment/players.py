@@ -181,12 +181,15 @@ class Player:
     # What is done ----------------------------------------------------------------------------------------------------
 
     def advance(self, number: int, stage: str) -> None:
-        """One stage of a round: ``rollout``, ``judge`` or ``train``; what is finished is skipped."""
+        """One stage of a round: ``rollout``, ``judge``, ``annotate`` or ``train``; what is finished is skipped."""
         answers, preferences = self.answers(number), self.preferences(number)
         if stage == "rollout" and not answers.is_finished():
             self._answer(number, answers)
         if stage == "judge" and not preferences.is_finished():
             self._compare(number, answers, preferences)
+        if stage == "annotate":
+            # The trainer stores what it reads; a later fit starts from a model that is not there yet.
+            self._make_trainer(number, 0)
         if stage == "train":
             for index in range(self._method.needs.fits):
                 model = self.fit(number, index)
@@ -197,6 +200,23 @@ class Player:
                     self._train(number, index, model)
         # The first process writes what the others read next.
         self.ranks.wait()
+
+    def check_before(self, number: int, stage: str) -> None:
+        """What a stage that runs by itself expects.
+
+        Raises:
+            UserError: if the stage before it has not been done.
+        """
+        if stage == "judge" and not self.answers(number).is_finished():
+            raise UserError(
+                f"{self.answers(number).path}: expected the answers of round {number}, found none; run "
+                "`alignment rollout` first"
+            )
+        if stage == "annotate" and not self.preferences(number).is_finished():
+            raise UserError(
+                f"{self.preferences(number).path}: expected the comparisons of round {number}, found none; run "
+                "`alignment judge` first"
+            )
 
     def finish(self, rounds: int) -> dict[str, float]:
         """Copy the last round's model to ``final``, average where asked, and give its win rate."""
@@ -263,13 +283,14 @@ class Player:
         skipped = f"; {describe_skipped(compared.skipped)}" if compared.skipped else ""
         self._say(number, f"{count:,} comparisons of {len(compared.rows):,} prompts{skipped}")
 
-    def _train(self, number: int, index: int, model: Artefact) -> None:
-        recipe, folder = self.recipe, model.path.parent
+    def _make_trainer(self, number: int, index: int) -> PreferenceTrainer:
+        """Of a round's fit, before its first step."""
+        recipe, folder = self.recipe, self.fit(number, index).path.parent
         # The average is over rounds. Building arguments resets the state of Accelerate: never beside a trainer.
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
         set_seed(recipe.seed + number)
         policy = self._trainable(self._load(self._start_of(number, index)))
-        trainer = PreferenceTrainer(
+        return PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
             ref_model=self._reference(),
@@ -283,6 +304,10 @@ class Player:
             method=self._method,
             callbacks=[RunFiles(folder, recipe.to_yaml(), round=number), *build_callbacks(recipe)],
         )
+
+    def _train(self, number: int, index: int, model: Artefact) -> None:
+        recipe, folder = self.recipe, model.path.parent
+        trainer = self._make_trainer(number, index)
         whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
         checkpoint = last_checkpoint(folder) if whole else None
         if self.ranks.is_first:

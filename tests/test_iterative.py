@@ -229,6 +229,32 @@ def test_mistaken_players_are_named(overrides: tuple[str, ...], message: str, tm
         run("mnpo", tmp_path, *overrides)
 
 
+def test_annotate_stores_what_training_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the training of the round computes no log-prob of a frozen policy."""
+    monkeypatch.setenv("ALIGNMENT_CACHE", str(tmp_path / "cache"))
+    overrides = [*SMALL, f"output_dir={tmp_path / 'run'}", "anchors.store=true", "schedule.rounds=1"]
+    recipe = load_recipe(ROOT / "recipes/inpo/tiny.yaml", overrides).recipe
+    loop.run_stage(recipe, "rollout")
+    with pytest.raises(UserError, match="expected the comparisons of round 1, found none; run `alignment judge` first"):
+        loop.annotate(recipe)
+    loop.run_stage(recipe, "judge")
+    loop.annotate(recipe)
+    assert list((tmp_path / "cache" / "logps").glob("*")) and not (tmp_path / "run" / "round-1" / "model").exists()
+
+    def fail(*arguments: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("alignment.store._score", fail)
+    loop.run_stage(recipe, "train")
+    assert (tmp_path / "run" / "round-1" / "model").exists()
+
+
+def test_annotate_needs_a_store(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes/inpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
+    with pytest.raises(UserError, match=r"expected anchors\.store: true"):
+        loop.annotate(recipe)
+
+
 def test_stages_run_one_by_one(finished: Path, tmp_path: Path) -> None:
     """rollout, judge and train as calls of their own make the rounds that one call makes."""
     recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
