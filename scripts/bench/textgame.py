@@ -172,11 +172,11 @@ def arguments(folder: str, setting: Setting, **changes: Any) -> AlignmentArgumen
     return AlignmentArguments(**settings | changes)
 
 
-def play_online(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+def play_online(text: TextGame, setting: Setting, folder: str, budget: int) -> list[dict[str, float]]:
     """The curve of a method that samples in every step."""
     oracle = CountedOracle(text.oracle())
     per_question = ANSWERS * OPPONENTS if setting.has_opponent else PAIRS
-    steps = BUDGET // (30 * per_question)
+    steps = budget // (30 * per_question)
     stages = build_method(setting.method).needs.stages
     trainer = PreferenceTrainer(
         model=text.policy(),
@@ -195,13 +195,13 @@ def play_online(text: TextGame, setting: Setting, folder: str) -> list[dict[str,
     return curve.points
 
 
-def play_rounds(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+def play_rounds(text: TextGame, setting: Setting, folder: str, budget: int) -> list[dict[str, float]]:
     """The curve of an iterative method: each round is a data set of the policy's own answers.
 
     A method of two fits keeps a second policy, the centre: the first fit moves it, the second starts from there.
     """
     oracle = CountedOracle(text.oracle())
-    copies = BUDGET // (30 * PAIRS * setting.rounds)
+    copies = budget // (30 * PAIRS * setting.rounds)
     questions = encode_rows(text.rows(), text.tokenizer, max_prompt_length=32, max_completion_length=32).rows * copies
     needs = build_method(setting.method).needs
     curve = Curve(text, setting.tau, oracle, every=1)
@@ -250,9 +250,9 @@ def fit(
     return model
 
 
-def play_dpo(text: TextGame, setting: Setting, folder: str) -> list[dict[str, float]]:
+def play_dpo(text: TextGame, setting: Setting, folder: str, budget: int) -> list[dict[str, float]]:
     """The curve of DPO at the beta that ends lowest; a comparison is a question."""
-    steps = BUDGET // (30 * PAIRS)
+    steps = budget // (30 * PAIRS)
     rows = text.preferences(30 * steps, num_completions=ANSWERS, seed=0)
     encoded = encode_rows(rows, text.tokenizer, max_prompt_length=32, max_completion_length=32).rows
     curves = []
@@ -273,20 +273,22 @@ def play_dpo(text: TextGame, setting: Setting, folder: str) -> list[dict[str, fl
             f"dpo beta {beta:g}: {curve.points[-1]['gap'] / curve.points[0]['gap']:.1%} of the gap left",
             file=sys.stderr,
         )
-        curve.points[-1]["oracle_calls"] = BUDGET
+        curve.points[-1]["oracle_calls"] = budget
         curves.append(curve.points)
     return min(curves, key=lambda points: points[-1]["gap"])
 
 
-def play(text: TextGame, name: str, learning_rate: float | None = None) -> list[dict[str, float]]:
+def play(
+    text: TextGame, name: str, *, budget: int = BUDGET, learning_rate: float | None = None
+) -> list[dict[str, float]]:
     """The curve of a method, at its own learning rate or at another."""
     setting = SETTINGS[name]
     if learning_rate is not None:
         setting = dataclasses.replace(setting, learning_rate=learning_rate)
     with tempfile.TemporaryDirectory() as folder:
         if name == "dpo":
-            return play_dpo(text, setting, folder)
-        return play_rounds(text, setting, folder) if setting.rounds else play_online(text, setting, folder)
+            return play_dpo(text, setting, folder, budget)
+        return (play_rounds if setting.rounds else play_online)(text, setting, folder, budget)
 
 
 def draw(folder: Path) -> None:
@@ -316,6 +318,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(SETTINGS), help="names with commas between them")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="questions to the oracle for each method")
     parser.add_argument("--learning-rate", type=float, help="in place of the methods' own")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--folder", type=Path, help="where the curves go")
@@ -330,19 +333,21 @@ def main() -> None:
     if options.read:
         curves = {name: json.loads((options.folder / f"{name}.json").read_text()) for name in names}
     else:
-        curves = run(names, options.learning_rate, options.folder)
+        curves = run(names, options.budget, options.learning_rate, options.folder)
     if options.json:
         print(json.dumps({"rows": [row(name, points) for name, points in curves.items()]}))
     else:
         Console(width=None if Console().is_terminal else 120).print(table(curves))
 
 
-def run(names: Sequence[str], learning_rate: float | None, folder: Path | None) -> dict[str, list[dict[str, float]]]:
+def run(
+    names: Sequence[str], budget: int, learning_rate: float | None, folder: Path | None
+) -> dict[str, list[dict[str, float]]]:
     """The curves of methods, one after the other."""
     text = TextGame.build()
     curves = {}
     for name in names:
-        curves[name] = play(text, name, learning_rate)
+        curves[name] = play(text, name, budget=budget, learning_rate=learning_rate)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.json").write_text(json.dumps(curves[name]) + "\n")
@@ -364,14 +369,16 @@ def row(name: str, points: list[dict[str, float]]) -> dict[str, Any]:
 
 def table(curves: Mapping[str, list[dict[str, float]]]) -> Table:
     """The ends of all curves."""
-    shown = Table("method", "gap, start", "gap, end", "left", "outside", "oracle calls", "seconds", box=None)
+    shown = Table("method", "gap, start", "gap, end", "left", "left at 300 s", "outside", "calls", "seconds", box=None)
     for name, points in curves.items():
         start, end = points[0], points[-1]
+        early = [point for point in points if point["seconds"] <= 300][-1]
         shown.add_row(
             name,
             f"{start['gap']:.4f}",
             f"{end['gap']:.4f}",
             f"{end['gap'] / start['gap']:.1%}",
+            f"{early['gap'] / start['gap']:.1%}",
             f"{end['outside']:.1%}",
             f"{end['oracle_calls']:,.0f}",
             f"{end['seconds']:.0f}",
