@@ -78,6 +78,8 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     if shipped.oracle is not None and "model" in shipped.oracle:
         overrides.append("oracle={kind: rule, rule: shorter}")
+    for player in shipped.players or ():
+        overrides.append(f"players.{player}.oracle={{kind: rule, rule: shorter}}")
     if shipped.data.prompts:
         overrides += ["sampling.max_new_tokens=4"]
     recipe = load_recipe(path, overrides).recipe
@@ -88,7 +90,8 @@ def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     files = sorted(result.folder.rglob("metrics.jsonl"))
     logged = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     losses = [line["loss"] for line in logged if "loss" in line]
-    assert len(losses) == 2 * (recipe.schedule.rounds if recipe.samples_in_rounds else 1)
+    num_players = len(recipe.by_player())
+    assert len(losses) == 2 * num_players * (recipe.schedule.rounds if recipe.samples_in_rounds else 1)
     # Targets of the sampling methods are hundreds of nats on a random model, and a policy gradient has any sign.
     bound = math.inf if shipped.data.prompts else 100.0
     assert all(math.isfinite(loss) and abs(loss) < bound for loss in losses)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["online_ipo", "inpo"])
 def test_a_method_closes_nine_tenths_of_its_gap(name: str) -> None:
-    """An online and an iterative method end at most at a tenth of the regularised gap, at half of the bench's budget."""
+    """An online and an iterative method end at most at a tenth of the gap, at half of the bench's budget."""
     bench = str(ROOT / "scripts" / "bench" / "textgame.py")
     command = [sys.executable, bench, "--methods", name, "--budget", "360000", "--json"]
     output = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=ROOT, check=True).stdout
