@@ -300,6 +300,8 @@ class Player:
             train_dataset=read_rows(self.preferences(number).path),
             eval_dataset=self.held_out or None,
             eval_oracle=self._judge,
+            # A server that keeps its weights does not know the policy that is trained.
+            engine=self.engine if self.engine.takes_weights else None,
             processing_class=self.tokenizer,
             method=self._method,
             callbacks=[RunFiles(folder, recipe.to_yaml(), round=number), *build_callbacks(recipe)],

@@ -110,6 +110,7 @@ class PreferenceTrainer(Trainer):
         past_models: policies at the start of earlier rounds, the latest first, for a method that reads them.
         players: the other players' policies by name, for a method that reads them.
         eval_oracle: who judges answers to held-out prompts against those of the reference; ``None`` for ``oracle``.
+        engine: draws answers; ``None`` for the one that ``args`` describe where the method samples, else transformers.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
     Raises:
@@ -134,6 +135,7 @@ class PreferenceTrainer(Trainer):
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         eval_oracle: Oracle | None = None,
+        engine: Engine | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         self.method = self._resolve_method(method, method_options)
@@ -180,7 +182,7 @@ class PreferenceTrainer(Trainer):
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
-        self.engine = self._make_engine()
+        self.engine = self._make_engine() if engine is None else engine
         self.anchors = self._make_anchors(ref_model, past_models, players)
         self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self._steps))
