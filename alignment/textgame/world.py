@@ -62,9 +62,19 @@ class World:
                 prefs_XAA += weight * logits_XAA.sigmoid()
         return prefs_XAA
 
+    @property
+    def minority(self) -> int:
+        """The number of the annotator who is the minority."""
+        return len(self.weights_S) - 1
+
+    def prefers(self, annotators_N: Tensor, x: int, first_N: Tensor, second_N: Tensor) -> Tensor:
+        """Probabilities [N] that annotators prefer the first of two answers to a question, by their numbers."""
+        utilities_SA = self.utilities_SXA[:, x]
+        return (_SHARPNESS * (utilities_SA[annotators_N, first_N] - utilities_SA[annotators_N, second_N])).sigmoid()
+
     def groups(self) -> dict[str, Tensor]:
         """The groups that a panel is made of: name -> weights [S] of their annotators."""
-        is_minority_S = torch.arange(len(self.weights_S)) == len(self.weights_S) - 1
+        is_minority_S = torch.arange(len(self.weights_S)) == self.minority
         return {
             "schools": torch.where(is_minority_S, 0.0, self.weights_S),
             "minority": torch.where(is_minority_S, self.weights_S, 0.0),
