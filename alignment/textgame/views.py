@@ -17,7 +17,7 @@ from alignment.data import Comparison, OracleScores, Row, Turn
 from alignment.textgame.game import TextGame
 
 # Answers of a row where there are several.
-_SEVERAL = 8
+_SEVERAL = 16
 
 View = Callable[[TextGame, int, torch.Generator], Row]
 """Game, number of the question, source of chance -> a row."""
@@ -40,13 +40,13 @@ def pair(text: TextGame, x: int, generator: torch.Generator) -> Row:
 
 
 def comparisons(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Eight answers, each pair decided: 28 verdicts."""
+    """Sixteen answers, each pair decided: 120 verdicts."""
     drawn_G = _answers(text, x, _SEVERAL, generator)
     return _row(text, x, drawn_G, comparisons=_verdicts(text, x, drawn_G, generator))
 
 
 def ranking(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Eight answers, each pair decided: 28 verdicts; the score of an answer is the share of its pairs that it won."""
+    """Sixteen answers, each pair decided: 120 verdicts; a score is the share of its pairs that an answer won."""
     drawn_G = _answers(text, x, _SEVERAL, generator)
     verdicts = _verdicts(text, x, drawn_G, generator)
     won = [sum(verdict.winner == g for verdict in verdicts) / (_SEVERAL - 1) for g in range(_SEVERAL)]
@@ -76,7 +76,7 @@ def vote(text: TextGame, x: int, generator: torch.Generator) -> Row:
 
 
 def scored(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Eight answers, rated by each group of annotators: the probability of beating an answer of the reference."""
+    """Sixteen answers, rated by each group of annotators: the probability of beating an answer of the reference."""
     drawn_G = _answers(text, x, _SEVERAL, generator)
     panel = [
         OracleScores(name, tuple((prefs_XAA[x, drawn_G] @ text.ref_XA[x]).tolist()))
