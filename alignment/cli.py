@@ -101,7 +101,7 @@ def train(
     """Train a policy by a recipe.
 
     \b
-    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20 seed=1
+    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
     """
     if one_round:
         _run_stage(recipe, overrides, "train")

@@ -17,7 +17,7 @@ from alignment.report.scales import number
 # Rows of the figures under a curve; more are thinned out evenly.
 _MOST_ROWS = 40
 # The strongest tint of a cell, in per cent: text on it stays readable.
-_MOST_TINT = 55.0
+_MOST_TINT = 48.0
 
 
 def render(page: Page) -> str:
