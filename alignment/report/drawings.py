@@ -8,8 +8,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment.report.blocks import Bars, Curves, Estimate, Scatter, Series
+from alignment.report.blocks import Bars, Curves, Estimate, Scatter
 from alignment.report.scales import Scale, around, number
+
+Point = tuple[float, float]
 
 WIDTH = 360.0
 _HEIGHT = 220.0
@@ -87,22 +89,22 @@ def sign(index: int, x: float, y: float, title: str = "") -> Element:
 
 def draw_curves(block: Curves) -> Drawing:
     """Lines with their bands; a line ends and begins anew around what has no place on the axes."""
-    kept = [[point for point in series.points if _has_place(point[1], block.log)] for series in block.series]
-    dropped = [point for series in block.series for point in series.points if not _has_place(point[1], block.log)]
-    left_out = _describe_dropped(dropped, block)
-    if not any(kept):
+    lines = [_stretches(series.points, block.log) for series in block.series]
+    left_out = _describe_dropped(block, sum(len(part) for parts in lines for part in parts))
+    every = [point for parts in lines for part in parts for point in part]
+    if not every:
         return Drawing(height=0.0, elements=(), summary=block.title, left_out=left_out)
     bands = [
         [item for item in series.band if all(_has_place(y, block.log) for y in item[1:])] for series in block.series
     ]
-    heights = [y for points in kept for _, y in points] + [y for band in bands for item in band for y in item[1:]]
-    axes = _axes([x for points in kept for x, _ in points], heights, block)
+    ends = [y for band in bands for item in band for y in item[1:]]
+    axes = _axes([x for x, _ in every], [*(y for _, y in every), *ends], block)
     for index, band in enumerate(bands):
         if band:
             axes.elements.append(_band(index, band, axes))
-    for index, (series, points) in enumerate(zip(block.series, kept, strict=True)):
-        axes.elements.extend(_line(index, series, len(points) <= _FEW_POINTS, axes, block.log))
-    said = [f"{series.name}: {_first_and_last(points)}" for series, points in zip(block.series, kept, strict=True)]
+    for index, (series, parts) in enumerate(zip(block.series, lines, strict=True)):
+        axes.elements.extend(_line(index, series.name, parts, axes))
+    said = [f"{series.name}: {_first_and_last(parts)}" for series, parts in zip(block.series, lines, strict=True)]
     scale = ", logarithmic" if block.log else ""
     summary = f"{block.title}{scale}, by {block.x}. {'; '.join(said)}."
     return Drawing(height=_HEIGHT, elements=axes.elements, summary=summary, left_out=left_out)
@@ -170,23 +172,37 @@ def _has_place(value: float, log: bool) -> bool:
     return math.isfinite(value) and (value > 0.0 or not log)
 
 
-def _describe_dropped(dropped: Sequence[tuple[float, float]], block: Curves) -> str:
+def _stretches(points: Sequence[Point], log: bool) -> list[list[Point]]:
+    """The points that have a place, divided where one between them has none."""
+    parts: list[list[Point]] = [[]]
+    for point in points:
+        if _has_place(point[1], log):
+            parts[-1].append(point)
+        elif parts[-1]:
+            parts.append([])
+    return [part for part in parts if part]
+
+
+def _describe_dropped(block: Curves, num_drawn: int) -> str:
+    points = [point for series in block.series for point in series.points]
+    if len(points) == num_drawn:
+        return ""
     reasons = {
-        "not a finite number": [x for x, y in dropped if not math.isfinite(y)],
-        "zero or less, on a logarithmic axis": [x for x, y in dropped if math.isfinite(y)],
+        "not a finite number": [x for x, y in points if not math.isfinite(y)],
+        "zero or less, on a logarithmic axis": [x for x, y in points if block.log and math.isfinite(y) and y <= 0.0],
     }
     said = [
         f"{len(places)} not drawn for being {why}, first at {block.x} {number(places[0])}"
         for why, places in reasons.items()
         if places
     ]
-    return f"{'; '.join(said)}." if said else ""
+    return f"{'; '.join(said)}."
 
 
-def _first_and_last(points: Sequence[tuple[float, float]]) -> str:
-    if not points:
+def _first_and_last(parts: Sequence[Sequence[Point]]) -> str:
+    if not parts:
         return "nothing"
-    (first, start), (last, end) = points[0], points[-1]
+    (first, start), (last, end) = parts[0][0], parts[-1][-1]
     return f"from {number(start)} at {number(first)} to {number(end)} at {number(last)}"
 
 
@@ -225,29 +241,25 @@ def _axes(xs: Iterable[float], ys: Iterable[float], block: Curves | Scatter) -> 
     return _Axes(x, y, [element for element in elements if element.tag != "text" or element.text])
 
 
-def _line(index: int, series: Series, is_sparse: bool, axes: _Axes, log: bool) -> Iterable[Element]:
-    runs: list[list[tuple[float, float]]] = [[]]
-    for x, y in series.points:
-        if _has_place(y, log):
-            runs[-1].append((x, y))
-        elif runs[-1]:
-            runs.append([])
-    parts = [_thinned(run) for run in runs if run]
+def _line(index: int, name: str, parts: Sequence[Sequence[Point]], axes: _Axes) -> Iterable[Element]:
+    is_sparse = sum(map(len, parts)) <= _FEW_POINTS
     path = " ".join(
-        f"{'L' if n else 'M'}{axes.x(x):.2f} {axes.y(y):.2f}" for part in parts for n, (x, y) in enumerate(part)
+        f"{'L' if n else 'M'}{axes.x(x):.2f} {axes.y(y):.2f}"
+        for part in parts
+        for n, (x, y) in enumerate(_thinned(part))
     )
     yield Element("path", {"d": path, "class": series_class(index)})
     marked = [point for part in parts for point in part] if is_sparse else [part[-1] for part in parts[-1:]]
     for x, y in marked:
-        yield sign(index, axes.x(x), axes.y(y), title=f"{series.name}, {number(x)}: {number(y)}")
+        yield sign(index, axes.x(x), axes.y(y), title=f"{name}, {number(x)}: {number(y)}")
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     """The first, lowest, highest and last of each stretch: peaks stay."""
     if len(points) <= _MOST_POINTS:
         return points
     length = math.ceil(4 * len(points) / _MOST_POINTS)
-    kept: list[tuple[float, float]] = []
+    kept: list[Point] = []
     for start in range(0, len(points), length):
         stretch = points[start : start + length]
         ends = {stretch[0], min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])}

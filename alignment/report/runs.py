@@ -286,10 +286,11 @@ def _read_json(path: Path, faults: list[str]) -> Any:
 
 
 def _numbers(item: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    # Exact types: True is no number.
     return {
         name.removeprefix(prefix): float(value)
         for name, value in item.items()
-        if name.startswith(prefix) and isinstance(value, int | float) and not isinstance(value, bool)
+        if type(value) in (int, float) and name.startswith(prefix)
     }
 
 

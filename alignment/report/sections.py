@@ -80,9 +80,11 @@ def run_page(runs: Sequence[Run]) -> Page:
     sections = {
         "At a glance": _overview(shown[0]) if alone else _comparison(runs),
         "Learning curves": _curves(shown),
-        "Win rates": _win_rates(shown),
-        "Length": _lengths(shown),
-        "Answers": _answers(shown),
+    }
+    # A reward model answers nothing.
+    if any(run.method or not run.tree for run in runs):
+        sections |= {"Win rates": _win_rates(shown), "Length": _lengths(shown), "Answers": _answers(shown)}
+    sections |= {
         "Cost": _cost(runs),
         "Recipe and versions" if len(runs) == 1 else "Recipes and versions": _recipes(runs),
     }
@@ -95,7 +97,8 @@ def run_page(runs: Sequence[Run]) -> Page:
 
 
 def _lead(run: Run) -> str:
-    parts = [run.method or "no method", *_paper(run.method)]
+    parts = [run.method] if run.method else []
+    parts += _paper(run.method)
     schedule = run.tree.get("schedule") or {}
     parts += [str(schedule[key]) for key in ("kind",) if key in schedule]
     parts += [f"{len(run.tracks)} players"] if len(run.tracks) > 1 else []
