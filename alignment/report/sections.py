@@ -203,7 +203,7 @@ def _faults(runs: Sequence[Run]) -> Iterator[Block]:
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         for text in run.faults:
-            yield Note(text=f"{prefix}{text}", kind="missing")
+            yield Note(text=f"{prefix}{text}")
 
 
 def _comparison(runs: Sequence[Run]) -> Iterator[Block]:
