@@ -27,6 +27,7 @@ from alignment.errors import UserError
 from alignment.methods._card import Options
 from alignment.models import load_tokenizer
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
+from alignment.textgame import resolve_model
 from alignment.tiny import tiny_model
 
 Verdict = Literal["ok", "note", "fail"]
@@ -210,7 +211,7 @@ def _sampling_stops(policy: PolicySpec) -> set[int]:
     if policy.model is None:
         return set()
     try:
-        stops = GenerationConfig.from_pretrained(policy.model).eos_token_id
+        stops = GenerationConfig.from_pretrained(resolve_model(policy.model)).eos_token_id
     except OSError:
         # A model without the file stops at the end-of-sequence token of its tokenizer.
         return set()
@@ -273,7 +274,7 @@ def _positions(policy: PolicySpec) -> int | None:
 
 def _config(name: str | None) -> Any:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(None if name is None else resolve_model(name))
     except (OSError, ValueError) as error:
         raise _EndOfExamination(Finding("model", "fail", f"expected a model at '{name}' ({error})")) from None
 

@@ -1,5 +1,5 @@
 """How good a policy is: win rates with their intervals."""
 
-from alignment.evaluation.win_rate import ReferenceMatch, WinRate, interval, win_rate
+from alignment.evaluation.win_rate import Met, ReferenceMatch, WinRate, interval, win_rate
 
-__all__ = ["ReferenceMatch", "WinRate", "interval", "win_rate"]
+__all__ = ["Met", "ReferenceMatch", "WinRate", "interval", "win_rate"]

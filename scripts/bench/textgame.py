@@ -38,7 +38,7 @@ from alignment.methods import build_method
 from alignment.oracles.base import OneOrder, SettledOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
-from alignment.textgame import TextGame
+from alignment.textgame import TextGame, draw_rows
 from alignment.trainer import PreferenceTrainer
 
 TAU = 0.04
@@ -253,7 +253,7 @@ def fit(
 def play_dpo(text: TextGame, setting: Setting, folder: str, budget: int) -> list[dict[str, float]]:
     """The curve of DPO at the beta that ends lowest; a comparison is a question."""
     steps = budget // (30 * PAIRS)
-    rows = text.preferences(30 * steps, num_completions=ANSWERS, seed=0)
+    rows = draw_rows(text, "comparisons", 30 * steps)
     encoded = encode_rows(rows, text.tokenizer, max_prompt_length=32, max_completion_length=32).rows
     curves = []
     for beta in BETAS:

@@ -10,7 +10,7 @@ from alignment.data import collate, encode_rows, prompt_text, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.stages import prompts_only
-from alignment.textgame import TextGame, World, build_world
+from alignment.textgame import TextGame, draw_rows, World, build_world
 from alignment.textgame.game import encode_answers
 from alignment.textgame.model import word_tokenizer
 from alignment.textgame.world import CERTAINTIES, CLOSINGS, DETAILS, TONES
@@ -136,13 +136,13 @@ def test_probabilities_are_those_of_sampling(text: TextGame) -> None:
 
 def test_preference_rows_are_judged_by_single_annotators(text: TextGame) -> None:
     """Winners occur as often as the crowd's probabilities say, within four standard errors."""
-    rows = text.preferences(600, num_completions=3, seed=0)
+    rows = draw_rows(text, "comparisons", 120)
     game = text.game(tau=0.0)
     excess, variance = 0.0, 0.0
     for row in rows:
         x = text.world.questions.index(prompt_text(row))
         index = [text.world.answers[x].index(response) for response in row.responses]
-        assert len(row.comparisons) == 3
+        assert len(row.comparisons) == 28
         for comparison in row.comparisons:
             i, j = sorted((comparison.winner, comparison.loser))
             p = float(game.prefs_XAA[x, index[i], index[j]])
