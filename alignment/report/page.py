@@ -1,6 +1,5 @@
 """A page as one HTML file: no script, nothing loaded from elsewhere, every text escaped."""
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -65,6 +64,7 @@ def _environment() -> jinja2.Environment:
         "series_class": series_class,
         "sign": sign,
         "rows_of": _rows_of,
+        "evenly": _evenly,
     }
     return environment
 
@@ -116,7 +116,10 @@ def _rows_of(block: Curves) -> tuple[Sequence[Sequence[Any]], int]:
     """The figures of a curve: a row for each x, a column for each series, and how many rows there would be."""
     columns = [dict(series.points) for series in block.series]
     places = sorted({x for column in columns for x in column})
-    step = math.ceil(len(places) / _MOST_ROWS) if places else 1
-    # The last one is the result.
-    shown = sorted({*places[::step], *places[-1:]})
-    return [[x, *(column.get(x) for column in columns)] for x in shown], len(places)
+    return _evenly([[x, *(column.get(x) for column in columns)] for x in places])
+
+
+def _evenly(rows: Sequence[Sequence[Any]]) -> tuple[Sequence[Sequence[Any]], int]:
+    """Some of the rows with the last one, which is the result, and how many there are."""
+    step = -(-len(rows) // _MOST_ROWS) or 1
+    return [row for index, row in enumerate(rows) if index % step == 0 or index == len(rows) - 1], len(rows)

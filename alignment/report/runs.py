@@ -80,7 +80,8 @@ class Run:
         versions: of what it ran on.
         tracks: one for each player.
         seconds: of training; ``None`` if nothing says it.
-        oracle_calls: requests sent to oracles, or questions that local ones answered; ``None`` likewise.
+        oracle_calls: verdicts that were trained on, by the summary of a run that has ended; of others, what its oracles
+            answered so far; ``None`` likewise.
         oracles: what each costly oracle answered and cost.
         left_out: (stage, reason, number of rows) of the data.
         has_ended: whether the summary of a finished run is there.

@@ -32,6 +32,8 @@ from alignment.report.runs import Run, Track, group_rates, member_rates, win_rat
 from alignment.report.scales import number
 
 _SAMPLES_OF_ONE, _SAMPLES_OF_EACH = 8, 4
+# Of a scatter: more would hide one another.
+_MOST_POINTS = 500
 _EVEN = Mark(value=0.5, label="even")
 _HOW_TO_EVALUATE = "To have it, give the recipe evaluation: {every: 50, oracle: ...} and held-out prompts."
 
@@ -404,12 +406,13 @@ def _lengths(shown: Sequence[_Shown]) -> Iterator[Block]:
         ]
         text = "; ".join(said) or "all answers are as long as the reference's"
         of = f": {item.name}" if len(shown) > 1 else ""
+        shown_of = f", of {number(len(points))} evenly chosen" if len(points) > _MOST_POINTS else ""
         yield Scatter(
             title=f"Length against preference{of}",
             x="characters more than the reference's answer",
             y="P(policy beats reference)",
-            series=[Series(name=item.name, points=points)],
-            caption=f"A point is a prompt. {text[0].upper()}{text[1:]}.",
+            series=[Series(name=item.name, points=points[:: -(-len(points) // _MOST_POINTS)])],
+            caption=f"A point is an answer{shown_of}. {text[0].upper()}{text[1:]}.",
             across=[_EVEN],
             upright=[Mark(value=0.0, label="")],
         )
@@ -427,8 +430,8 @@ def _answers(shown: Sequence[_Shown]) -> Iterator[Block]:
             left="policy",
             right="reference",
             samples=kept,
-            caption=f"{len(kept)} of {len(every)} held-out prompts of the last evaluation, from the best verdict to "
-            "the worst in even steps. The figure is the probability that the policy's answer beats the reference's, "
+            caption=f"{len(kept)} of {number(len(every))} answers of the last evaluation, from the best verdict to the "
+            "worst in even steps. The figure is the probability that the policy's answer beats the reference's, "
             "by the oracle, and by each member of a panel.",
         )
         yield block if alone else Fold(title=f"Answers of {item.name}", blocks=[block])

@@ -123,7 +123,7 @@ def test_a_long_curve_has_few_rows_of_figures_with_the_last() -> None:
     assert '<th scope="row">1,000</th><td class="number">1</td>' in page
 
 
-@pytest.mark.parametrize(("win", "width", "said"), [(0.25, "25.0", "b preferred"), (0.5, "50.0", "even")])
+@pytest.mark.parametrize(("win", "width", "said"), [(0.25, "25.0", "b preferred"), (0.498, "49.8", "even")])
 def test_a_verdict_is_said_in_words(win: float, width: str, said: str) -> None:
     sample = Sample(prompt="p", left="", right="r", win=win)
     page = page_of([Samples(title="", left="a", right="b", samples=[sample])])

@@ -10,7 +10,7 @@ import pytest
 from alignment.cli import main
 from alignment.errors import UserError
 from alignment.report import report, write_report_page
-from alignment.report.blocks import Curves, Matrix, Samples, Table
+from alignment.report.blocks import Curves, Matrix, Samples, Scatter, Table
 from alignment.report.runs import read_runs
 from alignment.report.sections import run_page
 from tests.report.folders import metrics_at, rate, training, write_run
@@ -199,3 +199,11 @@ def test_the_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_of_very_many_answers_some_are_drawn(tmp_path: Path) -> None:
+    """1,200 are more than twice 500: every third."""
+    samples = [{"prompt": "p", "ref": "r", "policy": "a" * (number % 7), "win": 0.5} for number in range(1200)]
+    (scatter,) = blocks_of([write_run(tmp_path / "run", samples=samples)], "Length")
+    assert isinstance(scatter, Scatter)
+    assert len(scatter.series[0].points) == 400 and "of 1,200 evenly chosen" in scatter.caption
