@@ -21,22 +21,25 @@ if TYPE_CHECKING:
     from alignment.doctor import Examination
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
+    from alignment.report import ComparisonRow
     from alignment.sample import Answered
+
+_EXAMPLE = "\b\nExample: alignment {}"
 
 app = typer.Typer(
     name="alignment",
     help="Align language models with game theory: preference methods as losses over one pipeline.",
+    epilog=_EXAMPLE.format("train recipes/quickstart/dpo.yaml"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(epilog=_EXAMPLE.format("recipes list"), no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="The recipes that come with the package.")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set, by their dotted path.")
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, the folder of a model, or a name on the Hub.")
@@ -98,7 +101,7 @@ def train(
     """Train a policy by a recipe.
 
     \b
-    Example: alignment train recipes/quickstart/dpo.yaml training.learning_rate=1e-4 seed=1
+    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
     """
     if one_round:
         _run_stage(recipe, overrides, "train")
@@ -136,7 +139,9 @@ def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Store the log-probs of frozen policies, of a data set or of the next round (anchors.store: true).
+    """Store the log-probs of frozen policies (anchors.store: true).
+
+    Of a data set, or of the answers of an iterative recipe's next round.
 
     \b
     Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
@@ -162,7 +167,7 @@ def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> 
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Fine-tune a model on demonstrations, or on the preferred responses of preference data.
+    """Fine-tune on demonstrations, or on preferred responses.
 
     \b
     Example: alignment sft recipes/sft/tiny_hh.yaml training.max_steps=10
@@ -181,7 +186,9 @@ def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Train a Bradley-Terry reward model, or one for each group of annotators.
+    """Train a Bradley-Terry reward model, or one for each group.
+
+    `mixture: {groups: K}` in the recipe finds the groups among the annotators.
 
     \b
     Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
@@ -228,10 +235,10 @@ def sample(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print answers of a run's model, of one of its checkpoints, of any model.
+    """Print answers of a run's model, or of any other.
 
     \b
-    Example: alignment sample runs/quickstart/dpo --prompt "Say hello." --against ref
+    Example: alignment sample runs/quickstart/dpo --prompt Hello --against ref
     """
     if role not in (None, "text", "user"):
         raise UserError(f"--role: expected text or user, got '{role}'")
@@ -295,7 +302,9 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a run's model as one that loads anywhere, with its adapter merged.
+    """Write a run's model as one that loads anywhere.
+
+    An adapter is merged into its base model.
 
     \b
     Example: alignment export runs/quickstart/dpo models/dpo --dtype bfloat16
@@ -312,6 +321,46 @@ def export(
     typer.echo(done)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page. [default: report.html in RUN, or in the folder that all share]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a run, or one that compares several.
+
+    One HTML file with curves, win rates, answers and costs, of runs that have
+    ended or not. No model is loaded.
+
+    \b
+    Example: alignment report runs/quickstart/dpo runs/quickstart/egpo
+    """
+    from alignment.report import report as command
+
+    done = command(runs, output=output)
+    if as_json:
+        typer.echo(json.dumps([row.to_json() for row in done.rows], indent=2))
+    else:
+        _print_comparison(done.rows)
+    typer.echo(f"wrote {done.path}", err=True)
+
+
+def _print_comparison(rows: "Sequence[ComparisonRow]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from alignment.report.comparison import columns
+
+    headings, cells = columns(rows)
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
 def _print_notes(notes: Sequence[str]) -> None:
     # Under a launcher every process comes here; one of them speaks.
     if os.environ.get("RANK", "0") == "0":
@@ -326,9 +375,10 @@ def doctor(
     rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Examine a recipe before it is run: data, tokens, numbers, reference.
+    """Examine a recipe before it is run.
 
-    No weights are loaded. Prints the tokens around the end of the prompt, and exits with 2 if a check fails.
+    Looks at data, tokens, numbers and the reference, without loading weights.
+    Prints the tokens around the end of the prompt; exits with 2 if a check fails.
 
     \b
     Example: alignment doctor recipes/quickstart/dpo.yaml

@@ -20,10 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     [],
     ["train"],
+    ["rollout"],
+    ["judge"],
+    ["annotate"],
     ["sft"],
     ["reward"],
     ["sample"],
     ["export"],
+    ["report"],
     ["doctor"],
     ["methods"],
     ["game"],
@@ -83,8 +87,25 @@ def test_every_command_has_help(run: Run, command: list[str]) -> None:
     code, out, err = run(*command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith("Usage: alignment")
-    is_group = command in ([], ["recipes"])
-    assert is_group or f"Example: alignment {' '.join(command)}" in out
+    assert f"Example: alignment {' '.join(command)}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(*command, "--help")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...") and "Usage" not in line], "what a command does is whole"
+
+
+def test_a_shell_can_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "_ALIGNMENT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "alignment rep",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run() == (0, "report\n", "")
 
 
 def test_version(run: Run) -> None:
