@@ -16,7 +16,7 @@ import pytest
 from pydantic import TypeAdapter
 from typer.main import get_command
 
-from alignment.cli import app
+from alignment.cli import app, main
 from alignment.config import DataSpec, Recipe, load_recipe, recipes_folder
 from alignment.config.parsing import parse_text
 from alignment.config.training import training_keys, training_problems
@@ -96,7 +96,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def test_every_block_says_its_language() -> None:
     """And is of a kind that something here checks, or that is only to be looked at."""
     shown = {"text", "sql", "math"}
-    checked = {"python", "yaml", "bash", "jsonl"}
+    checked = {"python", "yaml", "bash", "jsonl", "csv"}
     unknown = [(block.page.name, block.language) for block in BLOCKS if block.language not in shown | checked]
     assert not unknown
     for page in PAGES:
@@ -105,9 +105,9 @@ def test_every_block_says_its_language() -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_recipe_blocks_are_sound(block: Block, folder: Path) -> None:
-    """A block that extends a recipe is one; any other is a part of one, key by key. Its files are there, or are none."""
+    """A block that names an output folder is a whole recipe; any other is a part of one, key by key."""
     tree = parse_text(block.text, "docs")
-    if "extends" in tree:
+    if "output_dir" in tree:
         Path("block.yaml").write_text(block.text)
         load_recipe("block.yaml")
         return
@@ -163,6 +163,15 @@ def test_commands_exist(block: Block, folder: Path) -> None:
         recipe = arguments.get("recipe")
         if command in ("train", "doctor", "rollout", "judge", "annotate") and (folder / recipe).is_file():
             load_recipe(folder / recipe, arguments["overrides"] or ())
+
+
+@pytest.mark.parametrize("block", [one for one in blocks("bash") if one.values[0].prints is not None])
+def test_commands_print_what_the_page_shows(block: Block, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in _commands(block.text):
+        with pytest.raises(SystemExit) as stopped:
+            main(words[1:])
+        assert stopped.value.code == 0
+    assert capsys.readouterr().out.strip() == str(block.prints).strip()
 
 
 def _commands(text: str) -> list[list[str]]:

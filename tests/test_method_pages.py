@@ -44,6 +44,11 @@ def section(name: str, heading: str) -> str:
     return re.split(r"^## ", page(name), flags=re.MULTILINE)[1 + SECTIONS.index(heading)].partition("\n")[2]
 
 
+def recipe_block(name: str) -> str:
+    (text,) = re.findall(r"```yaml\n(.*?)```", section(name, "Recipe"), flags=re.DOTALL)
+    return str(text)
+
+
 def needs_table(name: str) -> str:
     """What the card of the code declares; where options decide, with the examples of the card."""
     needs, method = card_needs(name), build_method({"name": name, **_some_options(name)})
@@ -161,8 +166,8 @@ def test_it_cites_its_paper(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_recipe_is_a_recipe_of_the_method(name: str) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", section(name, "Recipe"), flags=re.DOTALL)
-    assert parse_text(text, name)["method"]["name"] == name
+    tree = parse_text(recipe_block(name), name)
+    assert tree["method"]["name"] == name and "output_dir" in tree
 
 
 def test_the_index_links_each_card_once() -> None:
@@ -194,8 +199,7 @@ def test_its_recipe_takes_two_steps(name: str, tmp_path: Path, monkeypatch: pyte
     from alignment import loop
 
     monkeypatch.chdir(tmp_path)
-    (text,) = re.findall(r"```yaml\n(.*?)```", section(name, "Recipe"), flags=re.DOTALL)
-    Path("recipe.yaml").write_text(text)
+    Path("recipe.yaml").write_text(recipe_block(name))
     Path("lists.jsonl").write_text(
         "".join(f'{{"prompt": "Say {i}.", "responses": ["{i}!", "No {i}.", "?"], "scores": [3, 1, 2]}}\n' for i in range(40))
     )
