@@ -1,6 +1,6 @@
 """What the pages in docs/ show is read and run as it stands there, and what they link is there.
 
-A block may say the name of a file after its language (```` ```python mylab/methods.py ````): all such files of a page are
+A block may say the name of a file after its language, as in ``python mylab/methods.py``: all such files of a page are
 written before a block of the page is run. Functions of a block that are called ``test_...`` are called.
 """
 
@@ -122,7 +122,9 @@ def test_recipe_blocks_are_sound(block: Block, folder: Path) -> None:
     assert not training_problems(tree.get("training") or {}, training_keys())
 
 
-@pytest.mark.parametrize("block", [one for one in blocks("yaml") if "data" in (parse_text(one.values[0].text, "") or {})])
+@pytest.mark.parametrize(
+    "block", [one for one in blocks("yaml") if "data" in (parse_text(one.values[0].text, "") or {})]
+)
 def test_data_blocks_read_what_stands_beside_them(block: Block, folder: Path) -> None:
     """A block of data whose files the page shows is carried out; what it prints is what the page says."""
     spec = DataSpec.model_validate(parse_text(block.text, "docs")["data"])

@@ -1,4 +1,4 @@
-"""The cards of the methods in docs/methods/ say what the code says: needs, options, tests, recipes, reference values."""
+"""The cards of the methods in docs/methods/ say what the code says: needs, options, tests, recipes, values."""
 
 import ast
 import dataclasses
@@ -201,7 +201,9 @@ def test_its_recipe_takes_two_steps(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(recipe_block(name))
     Path("lists.jsonl").write_text(
-        "".join(f'{{"prompt": "Say {i}.", "responses": ["{i}!", "No {i}.", "?"], "scores": [3, 1, 2]}}\n' for i in range(40))
+        "".join(
+            f'{{"prompt": "Say {i}.", "responses": ["{i}!", "No {i}.", "?"], "scores": [3, 1, 2]}}\n' for i in range(40)
+        )
     )
     small = ["policy.tiny={vocab_size: 300, hidden_size: 16, num_layers: 1, num_heads: 2}", "training.max_steps=2"]
     batch = ["training.per_device_train_batch_size=8", "training.logging_steps=1", "training.disable_tqdm=true"]
