@@ -56,9 +56,9 @@ def needs_table(name: str) -> str:
     said = [
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" if value is not True else key
         for key in _RARE
-        if (value := vars_of(needs)[key]) != vars_of(default)[key]
+        if (value := _values(needs)[key]) != _values(default)[key]
     ]
-    said += [key for key in _READS if vars_of(needs)[key]]
+    said += [key for key in _READS if _values(needs)[key]]
     cells = [
         f"`{needs.feedback}`",
         ", ".join(f"`{column}`" for column in needs.anchor_columns()) or "none",
@@ -88,7 +88,7 @@ def options_table(name: str) -> str:
     return (head + "\n".join(rows) + "\n").replace("|  |", "| |")
 
 
-def vars_of(needs: Needs) -> dict[str, Any]:
+def _values(needs: Needs) -> dict[str, Any]:
     return {spec.name: getattr(needs, spec.name) for spec in dataclasses.fields(needs)}
 
 
