@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
     from alignment.report import ComparisonRow
+    from alignment.report.blocks import Sample
     from alignment.sample import Answered
 
 _EXAMPLE = "\b\nExample: alignment {}"
@@ -328,6 +329,9 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="The page. [default: report.html in RUN, or in the folder that all share]"),
     ] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Print so many answers of the last RUN, best to worst.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a run, or one that compares several.
@@ -345,6 +349,7 @@ def report(
         typer.echo(json.dumps([row.to_json() for row in done.rows], indent=2))
     else:
         _print_comparison(done.rows)
+        _print_samples(done.samples, answers or 0)
     typer.echo(f"wrote {done.path}", err=True)
 
 
@@ -359,6 +364,22 @@ def _print_comparison(rows: "Sequence[ComparisonRow]") -> None:
     for row in cells:
         table.add_row(*map(Text, row))
     _console().print(table)
+
+
+def _print_samples(samples: "Sequence[Sample]", count: int) -> None:
+    from rich.text import Text
+
+    from alignment.report.sections import spread
+
+    console = _console()
+    for sample in spread(samples, count) if count else ():
+        console.print()
+        for label, style, text in (
+            ("prompt  ", "bold", sample.prompt),
+            ("before  ", "bold cyan", sample.right),
+            ("after   ", "bold green", f"{sample.left}  (better with probability {sample.win:.2f})"),
+        ):
+            console.print(Text.assemble((label, style), text), soft_wrap=True)
 
 
 def _print_notes(notes: Sequence[str]) -> None:

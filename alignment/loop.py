@@ -1,6 +1,7 @@
 """From a recipe to a run folder: read, build, train, evaluate before and after, save."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from alignment.models import load_causal_model, load_policy, load_tokenizer, lor
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.ranks import Ranks
+from alignment.report import write_report_page
 from alignment.trainer import PreferenceTrainer
 
 _ROUND_FROM_DATA = (
@@ -58,7 +60,12 @@ def run(recipe: Recipe) -> RunResult:
         BudgetError: where the oracle's budget ends; what was paid for is kept, and a continuation uses it.
     """
     with oracle_accounts(Path(recipe.output_dir)) as accounts:
-        return iterative.run(recipe, accounts) if recipe.samples_in_rounds else _run(recipe, accounts)
+        result = iterative.run(recipe, accounts) if recipe.samples_in_rounds else _run(recipe, accounts)
+    # After the accounts are closed: what oracles cost is in it.
+    if os.environ.get("RANK", "0") == "0":
+        page = write_report_page(result.folder)
+        Console(stderr=True, soft_wrap=True).print(f"report: {page}", markup=False, highlight=False)
+    return result
 
 
 def run_stage(recipe: Recipe, stage: iterative.Stage) -> None:

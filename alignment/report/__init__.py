@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import UserError
+from alignment.report.blocks import Sample
 from alignment.report.comparison import ComparisonRow, compare
 from alignment.report.page import render, write_page
 from alignment.report.runs import read_run, read_runs, shared_folder
@@ -26,10 +27,12 @@ class Report:
     Attributes:
         path: of the page.
         rows: one for each run and player.
+        samples: answers of the last run beside its reference's.
     """
 
     path: Path
     rows: Sequence[ComparisonRow]
+    samples: Sequence[Sample]
 
 
 def report(folders: Sequence[Path], *, output: Path | None = None) -> Report:
@@ -48,7 +51,8 @@ def report(folders: Sequence[Path], *, output: Path | None = None) -> Report:
         if place == Path(place.anchor):
             raise UserError("expected runs in one folder, which the page goes to, found none; say where: --output FILE")
         output = place / PAGE
-    return Report(path=write_page(run_page(runs), output), rows=compare(runs))
+    samples = [sample for track in runs[-1].tracks for sample in track.samples]
+    return Report(path=write_page(run_page(runs), output), rows=compare(runs), samples=samples)
 
 
 def write_report_page(folder: Path) -> Path:

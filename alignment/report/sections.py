@@ -424,7 +424,7 @@ def _answers(shown: Sequence[_Shown]) -> Iterator[Block]:
         yield Note(text=f"No answers are kept (samples.jsonl). {_HOW_TO_EVALUATE}", kind="missing")
     alone = len(shown) == 1
     for item in sampled:
-        kept, every = _spread(item.track.samples, _SAMPLES_OF_ONE if alone else _SAMPLES_OF_EACH), item.track.samples
+        kept, every = spread(item.track.samples, _SAMPLES_OF_ONE if alone else _SAMPLES_OF_EACH), item.track.samples
         block = Samples(
             title="",
             left="policy",
@@ -437,8 +437,8 @@ def _answers(shown: Sequence[_Shown]) -> Iterator[Block]:
         yield block if alone else Fold(title=f"Answers of {item.name}", blocks=[block])
 
 
-def _spread(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """From the highest verdict to the lowest in even steps, both among them: nobody picked them."""
+def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """So many, at least two, from the highest verdict to the lowest in even steps: nobody picked them."""
     ranked = sorted(samples, key=lambda sample: -sample.win)
     if len(ranked) <= most:
         return ranked
