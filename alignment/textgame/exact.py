@@ -19,17 +19,25 @@ class ExactFigures:
 
     def __init__(self, text: TextGame, *, tau: float) -> None:
         self.text, self.game = text, text.game(tau=tau)
+        self._ref = text.policy_XA(text.ref)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """``exact_gap`` (the duality gap), ``exact_win_rate`` against the reference by the crowd, by each group, and by
-        the group that gives the lowest, ``exact_kl_to_ref`` in nats, ``exact_outside`` (the mass on texts that are no
-        answers); each the mean over questions.
+        """The figures of a model, each the mean over questions.
+
+        ``exact_gap`` (the duality gap) and ``exact_kl_to_ref`` (nats) are those of the probabilities normalised among
+        the answers; ``exact_outside`` is the mass on texts that are no answers. ``exact_win_rate`` against the
+        reference by the crowd, by each group, and by the group that gives the lowest, counts all texts: one that is no
+        answer loses to every answer.
         """
         found = self.text.policy_XA(model)
-        policy_XA, ref_XA = found.policy_XA, self.text.ref_XA
+        policy_XA, ref_XA = found.policy_XA, self._ref.policy_XA
+        stray_X, ref_stray_X = found.outside_X, self._ref.outside_X
 
         def wins(prefs_XAA: Tensor) -> float:
-            return float(torch.einsum("xa,xab,xb->x", policy_XA, prefs_XAA, ref_XA).mean())
+            among_answers_X = torch.einsum("xa,xab,xb->x", policy_XA, prefs_XAA, ref_XA)
+            inside_X = 1.0 - stray_X
+            rate_X = inside_X * (1.0 - ref_stray_X) * among_answers_X + inside_X * ref_stray_X
+            return float((rate_X + 0.5 * stray_X * ref_stray_X).mean())
 
         of_groups = {name: wins(prefs_XAA) for name, prefs_XAA in self.text.group_preferences.items()}
         kl_X = (torch.xlogy(policy_XA, policy_XA) - torch.xlogy(policy_XA, ref_XA)).sum(-1)
@@ -39,5 +47,5 @@ class ExactFigures:
             **{f"exact_win_rate_{name}": rate for name, rate in of_groups.items()},
             "exact_win_rate_worst": min(of_groups.values()),
             "exact_kl_to_ref": float(kl_X.mean()),
-            "exact_outside": float(found.outside_X.mean()),
+            "exact_outside": float(stray_X.mean()),
         }

@@ -12,7 +12,7 @@ from alignment.doctor import examine
 from alignment.errors import UserError
 from alignment.oracles import ask, build_oracle
 from alignment.preparation import read_source
-from alignment.textgame import ExactFigures, TextGame, resolve_model
+from alignment.textgame import EnumeratedPolicy, ExactFigures, TextGame, resolve_model
 
 QUICK = (
     *("evaluation.every=null", "evaluation.num_completions=2"),
@@ -70,16 +70,31 @@ def test_the_figures_of_the_reference_are_known(text: TextGame) -> None:
     assert figures == pytest.approx(dict.fromkeys(figures, 0.5)) and len(figures) == 4
 
 
-def test_the_worst_group_is_the_lower_one(text: TextGame) -> None:
-    model = text.policy()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    figures = ExactFigures(text, tau=0.0)(model)
-    groups = [figures[f"exact_win_rate_{name}"] for name in ("schools", "minority")]
-    assert figures["exact_win_rate_worst"] == min(groups) and groups[0] != groups[1]
+def test_win_rates_count_texts_that_are_no_answers(text: TextGame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that says answer 7 or, one time in four, nonsense; the reference says nonsense one time in ten.
+
+    Of the crowd: .75 x .9 x P(7 > ref) where both answer, .75 x .1 where only the policy does, half of .25 x .1.
+    """
+    certain_XA = torch.zeros_like(text.ref_XA)
+    certain_XA[:, 7] = 1.0
+    ref_XA = text.ref_XA
+    played = {
+        "policy": EnumeratedPolicy(policy_XA=certain_XA, outside_X=torch.full((30,), 0.25, dtype=torch.float64)),
+        "ref": EnumeratedPolicy(policy_XA=ref_XA, outside_X=torch.full((30,), 0.1, dtype=torch.float64)),
+    }
+    monkeypatch.setattr(TextGame, "policy_XA", lambda self, model: played["ref" if model is text.ref else "policy"])
+    figures = ExactFigures(text, tau=0.0)(torch.nn.Identity())
+    wins = {
+        name: float(torch.einsum("xb,xb->x", prefs_XAA[:, 7], ref_XA).mean())
+        for name, prefs_XAA in text.group_preferences.items()
+    }
+    for name, rate in wins.items():
+        assert figures[f"exact_win_rate_{name}"] == pytest.approx(0.675 * rate + 0.075 + 0.0125)
     # The crowd is the groups by their share.
-    assert figures["exact_win_rate"] == pytest.approx(0.88 * groups[0] + 0.12 * groups[1])
+    crowd = 0.88 * figures["exact_win_rate_schools"] + 0.12 * figures["exact_win_rate_minority"]
+    assert figures["exact_win_rate"] == pytest.approx(crowd)
+    assert figures["exact_win_rate_worst"] == min(figures[f"exact_win_rate_{name}"] for name in wins)
+    assert figures["exact_outside"] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
