@@ -30,7 +30,8 @@ class Judgements:
         preference_N: as the file codes it; nan for none.
         length_1_N: characters of the baseline's answers.
         length_2_N: of the model's.
-        is_same: whether the model is the baseline, by name or because all answers are the same.
+        is_same: whether the model is the baseline: by name, because all answers are the same, or because all are as
+            long and tied.
         ids_N: which instruction of the set; ``None`` where the file does not say.
         model: its name, where the file says it.
     """
@@ -159,6 +160,7 @@ def read_judgements(
     else:
         lengths_N2 = np.array([(_length(record, "len_1"), _length(record, "len_2")) for record in records])
         is_same = False
+    is_same = is_same or bool((lengths_N2[:, 0] == lengths_N2[:, 1]).all() and (win_shares(preference_N) == 0.5).all())
     return Judgements(
         preference_N=preference_N,
         length_1_N=lengths_N2[:, 0],

@@ -219,5 +219,5 @@ def _turn(record: Record) -> int:
 
 def _judge(record: Record) -> str:
     """FastChat names a judge together with its template, which differs between kinds of questions and turns."""
-    judge = record.values.get("judge", "judge")
-    return str(judge[0]) if isinstance(judge, list) and judge else str(judge)
+    judge = record.value("judge")
+    return str(judge[0]) if isinstance(judge, list) and judge else record.name("judge")

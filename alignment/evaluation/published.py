@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignment.errors import UserError
 from alignment.files import SUFFIXES, read_file
-from alignment.values import JsonObject, JsonValue, kind, listed, nearest, read_number
+from alignment.values import JsonObject, JsonValue, close_names, kind, listed, read_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Record:
             UserError: if there is no such column; the message names the one that is spelt most like it.
         """
         if name not in self.values:
-            raise UserError(
-                f"{self.source}: expected a column {name!r}, found {listed(self.values)}{nearest(name, self.values)}"
-            )
+            close = close_names(name, list(self.values))
+            advice = f"did you mean {close[0]!r}?" if close else "rename the column, or give another file or kind"
+            raise UserError(f"{self.source}: expected a column {name!r}, found {listed(self.values)}; {advice}")
         return self.values[name]
 
     def number(self, name: str) -> float:
@@ -98,6 +98,8 @@ def read_records(path: Path, *columns: str) -> tuple[Record, ...]:
     Raises:
         UserError: if the file is of another kind, broken or empty, or lacks a column.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a file, found none; check the path")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}; convert it or rename it")
     records = tuple(Record(f"{path.name}:{number}", values) for number, values in read_file(path, path.name))

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,59 +114,34 @@ def score(kind: str, path: Path, options: Options | None = None, *, progress: Pr
 
 def _alpaca_eval1(path: Path, options: Options, progress: Progress) -> Report:
     judgements = read_judgements(path, model=options.model)
-    summary = dataclasses.asdict(alpaca_score(judgements))
+    summary = {"model": judgements.model, **dataclasses.asdict(alpaca_score(judgements))}
     return Report(kind="alpaca_eval1", variant="win rate", summary=summary)
 
 
 def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Report:
     _check_length_control(options)
     official = None if options.instructions is None else read_instructions(options.instructions)
-    # The model is also the name of published weights, so a file that names none accepts any.
     judgements = read_judgements(path, model=options.model, instructions=official)
     regularizer = None if options.regularizer is None else length_control.read_regularizer(options.regularizer)
+    published = None if options.weights is None else length_control.read_weights(options.weights)
     difficulty = _difficulty(options)
     index: length_control.Index = "positional" if options.index == "positional" else "id"
-    notes: list[str] = []
-    if difficulty is None:
-        difficulty_N = None
-        notes.append("the variant has no difficulties (--difficulty) and no regularising rows (--regularizer)")
-    else:
-        difficulty_N = length_control.align_difficulty(judgements, difficulty, index)
-        notes += _missing(judgements, difficulty, index)
-        if regularizer is None and options.weights is None:
-            notes.append("the variant has no regularising rows (--regularizer): a leaderboard's figures have them")
-    if regularizer is not None and regularizer.is_surrogate:
-        notes.append(
-            "labels of the regularising rows are a surrogate: the same fit at a given C, perhaps another C by "
-            "cross-validation; take AlpacaEval's own file before a claim about its leaderboard"
-        )
+    difficulty_N = None if difficulty is None else length_control.align_difficulty(judgements, difficulty, index)
     sample = length_control.make_sample(judgements, difficulty_N)
-    if not length_control.scaled_length(sample.difference_N).any():
-        notes.append("lengths do not differ from one row to the next: the fit has no length term")
-    variant: length_control.Variant = (
-        "minimal"
-        if difficulty is None
-        else "length_controlled_v1"
-        if regularizer is not None or options.weights is not None
-        else "noreg"
-    )
-    summary = dataclasses.asdict(alpaca_score(judgements))
+    c = None
     if judgements.is_same:
-        notes.append(
-            "the model is the baseline, or answers as it does: its weights are 0 and the rate 50 by definition"
-        )
-        weights, c = length_control.NO_WEIGHTS, None
-    elif options.weights is not None:
-        published = length_control.read_weights(options.weights)
-        weights, c = length_control.weights_of(_model(options, judgements), published, options.weights), None
+        weights = length_control.NO_WEIGHTS
+    elif published is not None:
+        weights = length_control.weights_of(_model(options, judgements), published)
     else:
         c = options.c or length_control.choose_c(sample, regularizer, progress=progress)
         weights = length_control.fit_weights(sample, regularizer, c=c)
     wins_N = length_control.controlled_wins(weights, sample.difficulty_N)
-    count = len(wins_N)
-    summary |= {
+    summary = {
+        "model": judgements.model,
+        **dataclasses.asdict(alpaca_score(judgements)),
         "length_controlled_winrate": 100.0 * float(wins_N.mean()),
-        "lc_se_upstream": 100.0 * float(wins_N.std(ddof=1)) / math.sqrt(count) if count > 1 else None,
+        "lc_se_upstream": length_control.standard_error_upstream(wins_N),
         "w_len": weights.length,
         "w_diff": weights.difficulty,
         "w_bias": weights.model,
@@ -174,18 +149,47 @@ def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Report:
         "index": None if difficulty is None else index,
     }
     if options.bootstrap is not None and c is not None:
-        rates_S = 100.0 * length_control.bootstrap_win_rates(
-            sample, regularizer, c=c, num_samples=options.bootstrap, seed=options.seed or 0, progress=progress
+        summary |= dataclasses.asdict(
+            length_control.bootstrap_error(
+                sample, regularizer, c=c, num_samples=options.bootstrap, seed=options.seed or 0, progress=progress
+            )
         )
-        low, high = length_control.percentiles(rates_S)
-        summary |= {"lc_se_bootstrap": float(rates_S.std(ddof=1)), "lc_low": low, "lc_high": high}
-        summary |= {"bootstrap": options.bootstrap}
-    if options.against is not None and options.weights is not None and difficulty is not None:
-        published = length_control.read_weights(options.weights)
-        theirs = length_control.weights_of(options.against, published, options.weights)
+    if options.against is not None and published is not None and difficulty is not None:
+        theirs = length_control.weights_of(options.against, published)
         predicted = length_control.predicted_win_rate(weights, theirs, difficulty.values_I)
         summary |= {"against": options.against, "predicted_winrate": 100.0 * predicted}
-    return Report(kind="alpaca_eval2", variant=variant, summary=summary, notes=tuple(notes))
+    return Report(
+        kind="alpaca_eval2",
+        variant=_variant(difficulty, has_regularizer=regularizer is not None or published is not None),
+        summary=summary,
+        notes=tuple(_length_control_notes(judgements, sample, difficulty, regularizer, index)),
+    )
+
+
+def _variant(difficulty: length_control.Difficulty | None, *, has_regularizer: bool) -> length_control.Variant:
+    if difficulty is None:
+        return "minimal"
+    return "length_controlled_v1" if has_regularizer else "noreg"
+
+
+def _length_control_notes(
+    judgements: Judgements,
+    sample: length_control.Sample,
+    difficulty: length_control.Difficulty | None,
+    regularizer: length_control.Regularizer | None,
+    index: length_control.Index,
+) -> Iterator[str]:
+    if difficulty is not None and len(sample.wins_N) != len(difficulty.ids_I):
+        yield _missing(judgements, difficulty, index)
+    if regularizer is not None and regularizer.is_surrogate:
+        yield (
+            "labels of the regularising rows are a surrogate: the same fit at a given C, perhaps another C by "
+            "cross-validation; take AlpacaEval's own file before a claim about its leaderboard"
+        )
+    if judgements.is_same:
+        yield "the model is the baseline, or answers as it does: its weights are 0 and the rate 50 by definition"
+    elif not length_control.scaled_length(sample.difference_N).any():
+        yield "lengths do not differ from one row to the next: the fit has no length term"
 
 
 def _check_length_control(options: Options) -> None:
@@ -219,18 +223,15 @@ def _difficulty(options: Options) -> length_control.Difficulty | None:
     return None
 
 
-def _missing(judgements: Judgements, difficulty: length_control.Difficulty, index: length_control.Index) -> list[str]:
-    count, total = len(judgements.preference_N), len(difficulty.ids_I)
-    if count == total:
-        return []
-    said = f"{count} of {total} instructions are judged"
+def _missing(judgements: Judgements, difficulty: length_control.Difficulty, index: length_control.Index) -> str:
+    said = f"{len(judgements.preference_N)} of {len(difficulty.ids_I)} instructions are judged"
     if judgements.ids_N is not None:
         missing = sorted(set(difficulty.ids_I) - set(judgements.ids_N))
-        more = "" if len(missing) <= _MAX_NAMED else f" and {len(missing) - _MAX_NAMED} more"
+        more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
         said += f" (missing: {', '.join(map(str, missing[:_MAX_NAMED]))}{more})"
     if index == "positional":
-        said += "; difficulties by position, so that all after the first gap have another instruction's"
-    return [said]
+        said += "; by position, so that all after the first gap have another instruction's difficulty"
+    return said
 
 
 def _model(options: Options, judgements: Judgements) -> str:
