@@ -24,6 +24,7 @@ COMMANDS = [
     ["reward"],
     ["sample"],
     ["export"],
+    ["score"],
     ["doctor"],
     ["methods"],
     ["game"],
