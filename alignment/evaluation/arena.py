@@ -17,11 +17,9 @@ Sources: 2406.11939 and the code of arena-hard-auto.
 Shape letters: ``N`` battles, ``P`` prompts, ``M`` models, ``F`` style features, ``S`` bootstrap samples.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,40 +27,15 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import mean_interval
-from alignment.evaluation.published import Record, check_distinct, read_records
+from alignment.evaluation.intervals import mean_interval, numbered
 
 Array = NDArray[np.float64]
 Version = Literal["v0.1", "v2.0"]
 Unit = Literal["prompt", "battle"]
 
-STRONG = 3
-BASELINES = {
-    "hard_prompt": "o3-mini-2025-01-31",
-    "coding": "o3-mini-2025-01-31",
-    "math": "o3-mini-2025-01-31",
-    "creative_writing": "gemini-2.0-flash-001",
-    "arena-hard-v0.1": "gpt-4-0314",
-}
-"""The baseline of each category; v0.1 has one."""
-
 STYLE = ("token_len", "header_count", "list_count", "bold_count")
 # Percentiles of the published intervals.
 _PERCENTILES: dict[Version, tuple[float, float]] = {"v0.1": (2.5, 97.5), "v2.0": (5.0, 95.0)}
-_VERDICT = re.compile(r"\[\[([AB][<>=]{1,2}[AB])\]\]")
-# Label -> (share that A wins, how often it counts). Labels of the one side are also written from the other.
-_LABELS = {
-    "A>>B": (1.0, STRONG),
-    "A>B": (1.0, 1),
-    "A=B": (0.5, 1),
-    "B>A": (0.0, 1),
-    "B>>A": (0.0, STRONG),
-    "A<<B": (0.0, STRONG),
-    "A<B": (0.0, 1),
-    "B=A": (0.5, 1),
-    "B<A": (1.0, 1),
-    "B<<A": (1.0, STRONG),
-}
 # No log-odds beyond: a rate of 100 to ten digits. Separated samples would let the optimiser wander.
 _FARTHEST = 24.0
 
@@ -143,7 +116,7 @@ def arena_score(contest: Contest, *, version: Version, unit: Unit, num_samples: 
         seed: of the samples.
     """
     battles = _counted(contest, unit)
-    unit_N = _numbered([battle.prompt for battle in battles] if unit == "prompt" else range(len(battles)))
+    unit_N = numbered([battle.prompt for battle in battles] if unit == "prompt" else range(len(battles)))
     count_N = np.array([battle.count for battle in battles], dtype=np.float64)
     wins_U = np.bincount(unit_N, weights=count_N * [battle.win for battle in battles])
     counts_U = np.bincount(unit_N, weights=count_N)
@@ -220,7 +193,7 @@ def style_controlled(
         return np.where(weight_N @ model_NM > 0.0, expit(logits_M), np.nan), weights_X[-len(STYLE) :]
 
     rates_M, effects_F = fit(count_N)
-    unit_N = _numbered([battle.prompt for _, battle in rows] if unit == "prompt" else range(len(rows)))
+    unit_N = numbered([battle.prompt for _, battle in rows] if unit == "prompt" else range(len(rows)))
     rates_SM = np.empty((num_samples, len(fitted)))
     for done, drawn_U in enumerate(_draws(np.random.default_rng(seed), unit_N.max() + 1, num_samples)):
         progress("bootstrap", done, num_samples)
@@ -284,164 +257,6 @@ def fit_logistic(design_NX: Array, win_N: Array, weight_N: Array, *, penalty: fl
     return np.asarray(minimize(loss, start_X, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x)
 
 
-def read_contests(path: Path, *, version: Version, baseline: str | None = None) -> tuple[Contest, ...]:
-    """Arena-Hard's judgements in JSON lines, or battles with ``model_a``, ``model_b`` and ``winner``.
-
-    A judgement has ``question_id`` (v2.0: ``uid``), ``model`` and two ``games``, of which the second one shows the
-    model first; a game has a ``score`` or, without one, the ``judgment``. The winner of a battle is ``model_a``,
-    ``model_b`` or ``tie``; battles count once each.
-
-    Args:
-        path: the file.
-        version: which games are dropped with others.
-        baseline: of rows that do not say it; ``None`` for :data:`BASELINES`.
-
-    Raises:
-        UserError: if a model meets itself, a question comes twice, or nobody says what the baseline is.
-    """
-    records = read_records(path)
-    if "winner" in records[0].values:
-        return _read_battles(records, path, baseline)
-    records[0].value("games")
-    keys = [(record.name("model"), record.name("uid", "question_id")) for record in records]
-    check_distinct(keys, records, "a model and a question")
-    battles: dict[tuple[str, str, str], list[Battle]] = {}
-    dropped: dict[tuple[str, str, str], int] = {}
-    for record, (model, prompt) in zip(records, keys, strict=True):
-        category = record.text("category") if "category" in record.values else f"arena-hard-{version}"
-        opponent = _baseline(record, category, baseline)
-        if opponent == model:
-            raise UserError(f"{record.source}: expected a model other than the baseline, found {model}; remove the row")
-        contest = (category, model, opponent)
-        verdicts = _verdicts(record)
-        if version == "v2.0" and None in verdicts:
-            verdicts = (None, None)
-        found = [Battle(prompt=prompt, win=verdict[0], count=verdict[1]) for verdict in verdicts if verdict is not None]
-        battles.setdefault(contest, []).extend(found)
-        dropped[contest] = dropped.get(contest, 0) + len(verdicts) - len(found)
-    return _contests(battles, dropped, path)
-
-
-def read_style(paths: Sequence[Path]) -> dict[tuple[str, str], Array]:
-    """(model, prompt) -> the counts of :data:`STYLE`, from Arena-Hard's answer files.
-
-    Args:
-        paths: files, or folders of ``.jsonl`` files.
-
-    Raises:
-        UserError: if an answer has no counts.
-    """
-    style: dict[tuple[str, str], Array] = {}
-    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    for file in files:
-        for record in read_records(file):
-            name = "conv_metadata" if "conv_metadata" in record.values else "metadata"
-            counts = record.value(name)
-            if not isinstance(counts, dict):
-                raise UserError(f"{record.source}: expected counts in {name!r}, found none; add them to the answers")
-            inner = Record(record.source, counts)
-            answer = (record.name("model", "model_id"), record.name("uid", "question_id"))
-            style[answer] = np.array([_count(inner, feature) for feature in STYLE])
-    return style
-
-
-def parse_verdict(judgment: str) -> str | None:
-    """The label of a judgement in double brackets; ``None`` without one, and for several that differ.
-
-    Example:
-        >>> parse_verdict("My final verdict is [[A>>B]]."), parse_verdict("[[A>B]] or [[B>A]]"), parse_verdict("A")
-        ('A>>B', None, None)
-    """
-    labels = set(_VERDICT.findall(judgment))
-    return labels.pop() if len(labels) == 1 else None
-
-
-def _read_battles(records: Sequence[Record], path: Path, baseline: str | None) -> tuple[Contest, ...]:
-    pairs = [(record.text("model_a"), record.text("model_b")) for record in records]
-    common = set.intersection(*map(set, pairs))
-    if baseline is None and len(common) != 1:
-        found = ", ".join(sorted(common)) or "none"
-        raise UserError(f"{path}: expected one model that is in all battles, found {found}; name it by --baseline")
-    opponent = baseline or common.pop()
-    battles: dict[tuple[str, str, str], list[Battle]] = {}
-    dropped: dict[tuple[str, str, str], int] = {}
-    for record, pair in zip(records, pairs, strict=True):
-        if pair.count(opponent) != 1:
-            raise UserError(f"{record.source}: expected a battle against {opponent}, found {' and '.join(pair)}")
-        model = pair[1 - pair.index(opponent)]
-        shares = {"tie": 0.5, "model_a": float(model == pair[0]), "model_b": float(model == pair[1])}
-        contest = ("all", model, opponent)
-        battles.setdefault(contest, [])
-        share = shares.get(str(record.value("winner")))
-        if share is None:
-            dropped[contest] = dropped.get(contest, 0) + 1
-        else:
-            battles[contest].append(Battle(prompt=record.name("question_id"), win=share))
-    return _contests(battles, dropped, path)
-
-
-def _contests(
-    battles: Mapping[tuple[str, str, str], Sequence[Battle]], dropped: Mapping[tuple[str, str, str], int], path: Path
-) -> tuple[Contest, ...]:
-    for (_, model, _), found in battles.items():
-        if not found:
-            raise UserError(f"{path}: expected one verdict at least on {model}, found none; nothing can be scored")
-    return tuple(
-        Contest(
-            model=contest[1],
-            baseline=contest[2],
-            category=contest[0],
-            battles=tuple(found),
-            num_dropped=dropped.get(contest, 0),
-        )
-        for contest, found in battles.items()
-    )
-
-
-def _baseline(record: Record, category: str, baseline: str | None) -> str:
-    if baseline is not None:
-        return baseline
-    if "baseline" in record.values:
-        return record.text("baseline")
-    if category not in BASELINES:
-        raise UserError(
-            f"{record.source}: expected a column 'baseline' or one of the categories {', '.join(BASELINES)}, found "
-            f"{category!r}; name the baseline by --baseline"
-        )
-    return BASELINES[category]
-
-
-def _verdicts(record: Record) -> tuple[tuple[float, int] | None, ...]:
-    """What the model won in each game and how often it counts; ``None`` for no verdict."""
-    games = record.value("games")
-    if not isinstance(games, list) or len(games) != 2:
-        raise UserError(f"{record.source}: expected two games, one in each order, found {games!r:.60}; judge both")
-    first, second = (_LABELS.get(_label(record, game)) for game in games)
-    # The model is B in the first game, and A in the second.
-    return None if first is None else (1.0 - first[0], first[1]), second
-
-
-def _label(record: Record, game: Any) -> str:
-    """What the judge said, which may be no label."""
-    if game is None:
-        return ""
-    if not isinstance(game, dict) or not {"score", "judgment"} & game.keys():
-        raise UserError(f"{record.source}: expected games with a 'score' or a 'judgment', found {game!r:.60}")
-    if "score" in game:
-        return str(game["score"])
-    judgment = game["judgment"]
-    return parse_verdict(str(judgment["answer"] if isinstance(judgment, dict) else judgment)) or ""
-
-
-def _count(record: Record, feature: str) -> float:
-    """A number, or the sum of numbers by kind, such as headers by level."""
-    value = record.value(feature)
-    if isinstance(value, dict):
-        inner = Record(record.source, value)
-        return sum(inner.number(name) for name in value)
-    return record.number(feature)
-
-
 def _style(style: Mapping[tuple[str, str], Array], model: str, prompt: str) -> Array:
     if (model, prompt) not in style:
         raise UserError(f"expected the style of {model} on {prompt}, found none; give its answers by --answers, too")
@@ -463,11 +278,6 @@ def _counted(contest: Contest, unit: Unit) -> list[Battle]:
     return [Battle(prompt=battle.prompt, win=battle.win) for battle in contest.battles for _ in range(battle.count)]
 
 
-def _numbered(names: Sequence[object]) -> NDArray[np.int64]:
-    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
-
-
 def _draws(generator: np.random.Generator, num_units: int, num_samples: int) -> NDArray[np.int64]:
     """How often each unit is in each bootstrap sample."""
     return generator.multinomial(num_units, np.full(num_units, 1.0 / num_units), size=num_samples)
@@ -478,8 +288,8 @@ def _rate(contest: Contest) -> float:
 
 
 def _score(contest: Contest, rate: float, rates_S: Array, version: Version) -> ArenaScore:
-    prompts = _numbered([battle.prompt for battle in contest.battles])
-    if prompts.max() == 0 or _rate(contest) in (0.0, 1.0):
+    prompts = numbered([battle.prompt for battle in contest.battles])
+    if prompts.max() == 0 or _rate(contest) in (0.0, 1.0) or len(rates_S) == 0:
         # Samples of one prompt, or of battles that all agree, are all the same.
         wilson = mean_interval([battle.win for battle in contest.battles], prompts.tolist())
         low, high = 100.0 * wilson.low, 100.0 * wilson.high

@@ -1,7 +1,6 @@
 """Scores of published judgements: a kind and a file -> a report."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
-from alignment.evaluation import arena, length_control, mt_bench
+from alignment.evaluation import arena, arena_files, length_control, mt_bench
 from alignment.evaluation.alpaca import Judgements, alpaca_score, read_instructions, read_judgements
 from alignment.evaluation.judge_quality import SET_COLUMNS, read_verdicts
 from alignment.evaluation.published import read_records
@@ -246,7 +245,7 @@ def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], R
         if options.unit not in (None, "prompt", "battle"):
             raise UserError(f"--unit: expected prompt or battle, found {options.unit!r}")
         unit: arena.Unit = "battle" if options.unit == "battle" else "prompt"
-        contests = arena.read_contests(path, version=version, baseline=options.baseline)
+        contests = arena_files.read_contests(path, version=version, baseline=options.baseline)
         settings: dict[str, Any] = {"version": version, "unit": unit, "seed": options.seed or 0}
         summary: dict[str, Any] = {"resampled": unit, "interval": 95 if version == "v0.1" else 90}
         if options.answers is None:
@@ -254,14 +253,14 @@ def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], R
             scores = [arena.arena_score(contest, num_samples=samples, **settings) for contest in contests]
         else:
             samples = options.bootstrap or _STYLE_SAMPLES
-            style = arena.read_style(options.answers)
+            style = arena_files.read_style(options.answers)
             scores = []
-            for category, group in itertools.groupby(
-                sorted(contests, key=lambda contest: contest.category), key=lambda contest: contest.category
-            ):
-                found = arena.style_controlled(tuple(group), style, num_samples=samples, progress=progress, **settings)
+            groups = dict.fromkeys((contest.category, contest.baseline) for contest in contests)
+            for group in groups:
+                members = [contest for contest in contests if (contest.category, contest.baseline) == group]
+                found = arena.style_controlled(members, style, num_samples=samples, progress=progress, **settings)
                 scores += found.scores
-                summary[f"style_{category}"] = found.effects
+                summary.setdefault("style", {})[" vs ".join(group)] = found.effects
         summary["bootstrap"] = samples
         rows = sorted(scores, key=lambda found: (found.category, -found.score))
         return Report(

@@ -12,16 +12,6 @@ from typing import Any
 
 import packaging.version
 
-# alpaca_eval 0.6.6 imports pkg_resources, which setuptools 82 took away, to compare versions of openai.
-if "pkg_resources" not in sys.modules:
-    stand_in = types.ModuleType("pkg_resources")
-    stand_in.__dict__["parse_version"] = packaging.version.parse
-    sys.modules["pkg_resources"] = stand_in
-
-import alpaca_eval
-import pandas as pd
-from alpaca_eval.metrics import glm_winrate
-
 
 class LongerWins:
     """In the place of a judge: the longer answer wins, equal lengths are a draw."""
@@ -29,7 +19,7 @@ class LongerWins:
     def __init__(self, annotators_config: str) -> None:
         self.name = annotators_config
 
-    def annotate_head2head(self, outputs_1: pd.DataFrame, outputs_2: pd.DataFrame) -> list[dict[str, Any]]:
+    def annotate_head2head(self, outputs_1: Any, outputs_2: Any) -> list[dict[str, Any]]:
         pairs = outputs_1.merge(outputs_2, on="instruction", suffixes=("_1", "_2"))
         rows: list[dict[str, Any]] = pairs.to_dict(orient="records")
         for row in rows:
@@ -40,6 +30,14 @@ class LongerWins:
 
 
 def main(folder: Path, c: float) -> None:
+    # alpaca_eval 0.6.6 imports pkg_resources, which setuptools 82 took away, to compare versions of openai.
+    stand_in = types.ModuleType("pkg_resources")
+    stand_in.__dict__["parse_version"] = packaging.version.parse
+    sys.modules["pkg_resources"] = stand_in
+    import alpaca_eval
+    import pandas as pd
+    from alpaca_eval.metrics import glm_winrate
+
     leaderboard, _ = alpaca_eval.evaluate(
         model_outputs=folder / "model_outputs.json",
         reference_outputs=folder / "reference_outputs.json",

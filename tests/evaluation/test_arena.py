@@ -21,12 +21,10 @@ from alignment.evaluation.arena import (
     Version,
     arena_score,
     fit_logistic,
-    parse_verdict,
-    read_contests,
-    read_style,
     style_controlled,
     style_differences,
 )
+from alignment.evaluation.arena_files import parse_verdict, read_contests, read_style
 
 FindData = Callable[[str], Path]
 
@@ -201,11 +199,38 @@ def test_a_planted_effect_of_style_is_found_and_strengths_are_unbiased(effect: f
 
 
 def test_the_penalty_of_v01_is_small_on_many_battles() -> None:
-    """Default L2 on strengths in powers of ten: both versions agree on 1,800 battles up to their features."""
+    """Default L2 on strengths in powers of ten: both versions agree on 600 battles up to their features. Of one model,
+    half of its strength is the baseline's weakness."""
     contests, style = style_world(1.0)
-    older, newer = (controlled(contests, style, version) for version in ("v0.1", "v2.0"))
+    older, newer = (controlled(contests[2:], style, version) for version in ("v0.1", "v2.0"))
     for ours, theirs in zip(older.scores, newer.scores, strict=True):
         assert ours.score == pytest.approx(theirs.score, abs=3.0)
+
+
+@pytest.mark.slow
+def test_v01_is_scikit_learns_default_fit() -> None:
+    """The design written out as upstream has it: every battle twice, a tie once as a win and once as a loss."""
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn: it is in the extra dev")
+    contests, style = style_world(1.0)
+    contests[0] = contest(*[0.5] * 600, prompts=[battle.prompt for battle in contests[0].battles], model="a")
+    rows = [(place, found.model, battle) for place, found in enumerate(contests) for battle in found.battles]
+    ours, theirs = (
+        np.stack([style[name or model, battle.prompt] for _, model, battle in rows]) for name in ("", "base")
+    )
+    features = style_differences(ours, theirs, "v0.1")
+    features = (features - features.mean(0)) / features.std(0)
+    design = np.zeros((len(rows), 8))
+    design[np.arange(len(rows)), [place for place, _, _ in rows]] = np.log(10)
+    design[:, 3], design[:, 4:] = -np.log(10), features
+    wins = np.array([battle.win for _, _, battle in rows])
+    model = linear_model.LogisticRegression(fit_intercept=False, tol=1e-8)
+    model.fit(np.concatenate([design, design]), np.concatenate([wins >= 0.5, wins > 0.5]))
+    found = controlled(contests, style, "v0.1")
+    weights = model.coef_[0]
+    for place, score in enumerate(found.scores):
+        expected = 100.0 * expit(np.log(10) * (weights[place] - weights[3]))
+        assert score.score == pytest.approx(float(expected), abs=1e-3)
+    assert list(found.effects.values()) == pytest.approx(weights[4:].tolist(), abs=1e-4)
 
 
 def test_the_penalised_fit_is_at_its_minimum() -> None:

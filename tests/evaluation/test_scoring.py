@@ -269,7 +269,7 @@ def test_style_control_by_answers(tmp_path: Path, run: Run) -> None:
     assert {(row["category"], row["model"]) for row in found["scores"]} == {
         (category, name) for category in ("coding", "math") for name in ("ours", "theirs")
     }
-    assert set(found["style_math"]) == {"token_len", "header_count", "list_count", "bold_count"}
+    assert set(found["style"]["math vs base"]) == {"token_len", "header_count", "list_count", "bold_count"}
     code, _, err = run("arena_hard_v2.0", tmp_path / "judgements.jsonl", *paths[:2])
     assert code == 2 and "give its answers by --answers, too" in err
 
