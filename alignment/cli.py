@@ -319,7 +319,8 @@ def score(
         str,
         typer.Argument(
             metavar="KIND",
-            help="alpaca_eval1 or 2, arena_hard_v0.1 or v2.0, mt_bench, judge_quality, reward_bench.",
+            help="alpaca_eval1, alpaca_eval2, arena_hard_v0.1, arena_hard_v2.0, mt_bench, judge_quality or "
+            "reward_bench.",
         ),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Judgements: JSON, JSON lines or CSV, packed or not.")],
@@ -429,15 +430,9 @@ def _print_report(report: "Report") -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
-    if value is None:
-        return "-"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and 0 < abs(value) < 0.01
-        else f"{value:.2f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.01 or value == 0.0 else f"{value:.2g}"
+    return "-" if value is None else str(value)
 
 
 def _print_notes(notes: Sequence[str]) -> None:
