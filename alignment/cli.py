@@ -19,25 +19,29 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from alignment.doctor import Examination
-    from alignment.evaluation.scoring import Report
+    from alignment.evaluation.scoring import Scored
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
+    from alignment.report import ComparisonRow
+    from alignment.report.blocks import Sample
     from alignment.sample import Answered
+
+_EXAMPLE = "\b\nExample: alignment {}"
 
 app = typer.Typer(
     name="alignment",
     help="Align language models with game theory: preference methods as losses over one pipeline.",
+    epilog=_EXAMPLE.format("train recipes/quickstart/dpo.yaml"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(epilog=_EXAMPLE.format("recipes list"), no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="The recipes that come with the package.")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set, by their dotted path.")
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, the folder of a model, or a name on the Hub.")
@@ -99,7 +103,7 @@ def train(
     """Train a policy by a recipe.
 
     \b
-    Example: alignment train recipes/quickstart/dpo.yaml training.learning_rate=1e-4 seed=1
+    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
     """
     if one_round:
         _run_stage(recipe, overrides, "train")
@@ -137,7 +141,9 @@ def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Store the log-probs of frozen policies, of a data set or of the next round (anchors.store: true).
+    """Store the log-probs of frozen policies (anchors.store: true).
+
+    Of a data set, or of the answers of an iterative recipe's next round.
 
     \b
     Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
@@ -163,7 +169,7 @@ def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> 
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Fine-tune a model on demonstrations, or on the preferred responses of preference data.
+    """Fine-tune on demonstrations, or on preferred responses.
 
     \b
     Example: alignment sft recipes/sft/tiny_hh.yaml training.max_steps=10
@@ -182,7 +188,9 @@ def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Train a Bradley-Terry reward model, or one for each group of annotators.
+    """Train a Bradley-Terry reward model, or one for each group.
+
+    `mixture: {groups: K}` in the recipe finds the groups among the annotators.
 
     \b
     Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
@@ -229,10 +237,10 @@ def sample(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print answers of a run's model, of one of its checkpoints, of any model.
+    """Print answers of a run's model, or of any other.
 
     \b
-    Example: alignment sample runs/quickstart/dpo --prompt "Say hello." --against ref
+    Example: alignment sample runs/quickstart/dpo --prompt Hello --against ref
     """
     if role not in (None, "text", "user"):
         raise UserError(f"--role: expected text or user, got '{role}'")
@@ -296,7 +304,9 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a run's model as one that loads anywhere, with its adapter merged.
+    """Write a run's model as one that loads anywhere.
+
+    An adapter is merged into its base model.
 
     \b
     Example: alignment export runs/quickstart/dpo models/dpo --dtype bfloat16
@@ -375,12 +385,13 @@ def score(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap. [default: 0]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score judgements that exist already, with the figures of their benchmark.
+    """Score judgements that exist already.
 
-    AlpacaEval 1 and 2, Arena-Hard, MT-Bench, judges on gold pairs, reward models. docs/evaluation.md has the formats.
+    AlpacaEval 1 and 2, Arena-Hard, MT-Bench, judges on gold pairs, reward models,
+    each by the arithmetic of its benchmark. docs/evaluation.md has the formats.
 
     \b
-    Example: alignment score alpaca_eval2 annotations.json --difficulty instruction_difficulty.csv --index positional
+    Example: alignment score alpaca_eval1 annotations.json
     """
     from alignment.evaluation import scoring
 
@@ -401,29 +412,28 @@ def score(
         seed=seed,
     )
     with _progress() as progress:
-        report = scoring.score(kind, file, options, progress=_bars(progress))
+        found = scoring.score(kind, file, options, progress=_bars(progress))
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        _print_report(report)
+        _print_scores(found)
 
 
-def _print_report(report: "Report") -> None:
+def _print_scores(found: "Scored") -> None:
     from rich.table import Table
 
     console = _console()
-    console.print(f"{report.kind}, {report.variant}\n", markup=False, highlight=False)
-    if report.summary:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, value in report.summary.items():
-            table.add_row(name, _shown(value))
-        console.print(table, markup=False)
-    if report.scores:
-        table = Table(*report.scores[0], box=None, pad_edge=False)
-        for row in report.scores:
+    console.print(f"{found.kind}, {found.variant}\n", markup=False, highlight=False)
+    if found.summary:
+        width = max(map(len, found.summary))
+        for name, value in found.summary.items():
+            typer.echo(f"{name:<{width}}  {_shown(value)}")
+    if found.scores:
+        table = Table(*found.scores[0], box=None, pad_edge=False)
+        for row in found.scores:
             table.add_row(*map(_shown, row.values()))
         console.print(table, markup=False)
-    for note in report.notes:
+    for note in found.notes:
         typer.echo(f"note: {note}", err=True)
 
 
@@ -433,6 +443,66 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 0.01 or value == 0.0 else f"{value:.2g}"
     return "-" if value is None else str(value)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page. [default: report.html in RUN, or in the folder that all share]"),
+    ] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Print so many answers of the last RUN, best to worst.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a run, or one that compares several.
+
+    One HTML file with curves, win rates, answers and costs, of runs that have
+    ended or not. No model is loaded.
+
+    \b
+    Example: alignment report runs/quickstart/dpo runs/quickstart/egpo
+    """
+    from alignment.report import report as command
+
+    done = command(runs, output=output)
+    if as_json:
+        typer.echo(json.dumps([row.to_json() for row in done.rows], indent=2))
+    else:
+        _print_comparison(done.rows)
+        _print_samples(done.samples, answers or 0)
+    typer.echo(f"wrote {done.path}", err=True)
+
+
+def _print_comparison(rows: "Sequence[ComparisonRow]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from alignment.report.comparison import columns
+
+    headings, cells = columns(rows)
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
+def _print_samples(samples: "Sequence[Sample]", count: int) -> None:
+    from rich.text import Text
+
+    from alignment.report.sections import spread
+
+    console = _console()
+    for sample in spread(samples, count) if count else ():
+        console.print()
+        for label, style, text in (
+            ("prompt  ", "bold", sample.prompt),
+            ("before  ", "bold cyan", sample.right),
+            ("after   ", "bold green", f"{sample.left}  (better with probability {sample.win:.2f})"),
+        ):
+            console.print(Text.assemble((label, style), text), soft_wrap=True)
 
 
 def _print_notes(notes: Sequence[str]) -> None:
@@ -449,9 +519,10 @@ def doctor(
     rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Examine a recipe before it is run: data, tokens, numbers, reference.
+    """Examine a recipe before it is run.
 
-    No weights are loaded. Prints the tokens around the end of the prompt, and exits with 2 if a check fails.
+    Looks at data, tokens, numbers and the reference, without loading weights.
+    Prints the tokens around the end of the prompt; exits with 2 if a check fails.
 
     \b
     Example: alignment doctor recipes/quickstart/dpo.yaml

@@ -1,4 +1,4 @@
-"""Scores of published judgements: a kind and a file -> a report."""
+"""Scores of published judgements: a kind and a file -> figures."""
 
 import dataclasses
 import math
@@ -65,7 +65,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Scored:
     """What a scorer found.
 
     Attributes:
@@ -88,7 +88,7 @@ class Report:
         return {"kind": self.kind, "variant": self.variant, **self.summary, **scores, "notes": list(self.notes)}
 
 
-def score(kind: str, path: Path, options: Options | None = None, *, progress: Progress = lambda *_: None) -> Report:
+def score(kind: str, path: Path, options: Options | None = None, *, progress: Progress = lambda *_: None) -> Scored:
     """Score a file of judgements.
 
     Args:
@@ -111,13 +111,13 @@ def score(kind: str, path: Path, options: Options | None = None, *, progress: Pr
     return KINDS[kind].score(path, options, progress)
 
 
-def _alpaca_eval1(path: Path, options: Options, progress: Progress) -> Report:
+def _alpaca_eval1(path: Path, options: Options, progress: Progress) -> Scored:
     judgements = read_judgements(path, model=options.model)
     summary = {"model": judgements.model, **dataclasses.asdict(alpaca_score(judgements))}
-    return Report(kind="alpaca_eval1", variant="win rate", summary=summary)
+    return Scored(kind="alpaca_eval1", variant="win rate", summary=summary)
 
 
-def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Report:
+def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Scored:
     _check_length_control(options)
     official = None if options.instructions is None else read_instructions(options.instructions)
     judgements = read_judgements(path, model=options.model, instructions=official)
@@ -157,7 +157,7 @@ def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Report:
         theirs = length_control.weights_of(options.against, published)
         predicted = length_control.predicted_win_rate(weights, theirs, difficulty.values_I)
         summary |= {"against": options.against, "predicted_winrate": 100.0 * predicted}
-    return Report(
+    return Scored(
         kind="alpaca_eval2",
         variant=_variant(difficulty, has_regularizer=regularizer is not None or published is not None),
         summary=summary,
@@ -240,8 +240,8 @@ def _model(options: Options, judgements: Judgements) -> str:
     return name
 
 
-def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], Report]:
-    def run(path: Path, options: Options, progress: Progress) -> Report:
+def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], Scored]:
+    def run(path: Path, options: Options, progress: Progress) -> Scored:
         if options.unit not in (None, "prompt", "battle"):
             raise UserError(f"--unit: expected prompt or battle, found {options.unit!r}")
         unit: arena.Unit = "battle" if options.unit == "battle" else "prompt"
@@ -263,7 +263,7 @@ def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], R
                 summary.setdefault("style", {})[" vs ".join(group)] = found.effects
         summary["bootstrap"] = samples
         rows = sorted(scores, key=lambda found: (found.category, -found.score))
-        return Report(
+        return Scored(
             kind=f"arena_hard_{version}",
             variant="style control" if options.answers else "win rate",
             summary=summary,
@@ -273,27 +273,27 @@ def _arena_hard(version: arena.Version) -> Callable[[Path, Options, Progress], R
     return run
 
 
-def _mt_bench(path: Path, options: Options, progress: Progress) -> Report:
+def _mt_bench(path: Path, options: Options, progress: Progress) -> Scored:
     records = read_records(path)
     if "g1_winner" in records[0].values:
         rows = _rows(mt_bench.pairwise_scores(records, baseline=options.baseline))
-        return Report(kind="mt_bench", variant="pairwise", summary={}, scores=rows)
+        return Scored(kind="mt_bench", variant="pairwise", summary={}, scores=rows)
     if options.baseline is not None:
         raise UserError("--baseline: expected with comparisons, found grades of single answers; leave it out")
-    return Report(kind="mt_bench", variant="single", summary={}, scores=_rows(mt_bench.single_scores(records)))
+    return Scored(kind="mt_bench", variant="single", summary={}, scores=_rows(mt_bench.single_scores(records)))
 
 
-def _judge_quality(path: Path, options: Options, progress: Progress) -> Report:
+def _judge_quality(path: Path, options: Options, progress: Progress) -> Scored:
     records = read_records(path, "label", "winner_noswap", "winner_swap")
     columns = [name for name in SET_COLUMNS if name in records[0].values]
     scores = tuple(
         dict(zip(columns, key, strict=True)) | dataclasses.asdict(found)
         for key, found in read_verdicts(records).items()
     )
-    return Report(kind="judge_quality", variant="both orders", summary={}, scores=scores)
+    return Scored(kind="judge_quality", variant="both orders", summary={}, scores=scores)
 
 
-def _reward_bench(path: Path, options: Options, progress: Progress) -> Report:
+def _reward_bench(path: Path, options: Options, progress: Progress) -> Scored:
     accuracies = pair_accuracies(*read_pair_scores(path))
     total = sum(found.n_pairs for found in accuracies)
     summary: dict[str, Any] = {
@@ -303,12 +303,12 @@ def _reward_bench(path: Path, options: Options, progress: Progress) -> Report:
     }
     sections = section_scores(accuracies)
     if sections is None:
-        return Report(kind="reward_bench", variant="pairs", summary=summary, scores=_rows(accuracies))
+        return Scored(kind="reward_bench", variant="pairs", summary=summary, scores=_rows(accuracies))
     notes: tuple[str, ...] = ()
     if sections.missing:
         notes = (f"subsets without pairs: {', '.join(sections.missing)}; sections are over those that have some",)
     summary |= {"sections": sections.sections, "score": sections.score}
-    return Report(kind="reward_bench", variant="sections", summary=summary, scores=_rows(accuracies), notes=notes)
+    return Scored(kind="reward_bench", variant="sections", summary=summary, scores=_rows(accuracies), notes=notes)
 
 
 def _rows(scores: Sequence[Any]) -> tuple[dict[str, Any], ...]:
@@ -317,7 +317,7 @@ def _rows(scores: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    score: Callable[[Path, Options, Progress], Report]
+    score: Callable[[Path, Options, Progress], Scored]
     reads: frozenset[str]
 
 
