@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from alignment.doctor import Examination
+    from alignment.evaluation.scoring import Scored
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
     from alignment.report import ComparisonRow
@@ -320,6 +321,128 @@ def export(
         progress.add_task(f"export {model.name}", total=None)
         done = command.export(model, destination, dtype=dtype, force=force)
     typer.echo(done)
+
+
+@app.command()
+def score(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="alpaca_eval1, alpaca_eval2, arena_hard_v0.1, arena_hard_v2.0, mt_bench, judge_quality or "
+            "reward_bench.",
+        ),
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Judgements: JSON, JSON lines or CSV, packed or not.")],
+    difficulty: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: difficulties of the instructions.")
+    ] = None,
+    regularizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the regularising judgements, df_gamed.csv.")
+    ] = None,
+    c: Annotated[
+        float | None, typer.Option("--c", metavar="C", help="AlpacaEval 2: fit at this C. [default: cross-validate]")
+    ] = None,
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="AlpacaEval 2: choose C by 5-fold cross-validation, and fit.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: published weights; nothing is fitted.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="AlpacaEval: which model, where the file does not say.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="AlpacaEval 2: predict the rate against this model of --weights.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="id|positional",
+            help="AlpacaEval 2: look difficulties up by instruction, or by row as alpaca_eval does. [default: id]",
+        ),
+    ] = None,
+    instructions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the official set, where rows have no number.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Arena-Hard, MT-Bench pairs: whom the models met.")
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Arena-Hard: answers with style counts, for style control; may come again."),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(metavar="prompt|battle", help="Arena-Hard: what the bootstrap resamples. [default: prompt]"),
+    ] = None,
+    bootstrap: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Samples of the bootstrap. [default: none; Arena-Hard 1000, with style 100]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap. [default: 0]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score judgements that exist already.
+
+    AlpacaEval 1 and 2, Arena-Hard, MT-Bench, judges on gold pairs, reward models,
+    each by the arithmetic of its benchmark. docs/evaluation.md has the formats.
+
+    \b
+    Example: alignment score alpaca_eval1 annotations.json
+    """
+    from alignment.evaluation import scoring
+
+    options = scoring.Options(
+        model=model,
+        difficulty=difficulty,
+        regularizer=regularizer,
+        weights=weights,
+        against=against,
+        instructions=instructions,
+        index=index,
+        c=c,
+        cross_validate=cross_validate or None,
+        baseline=baseline,
+        answers=tuple(answers) if answers else None,
+        unit=unit,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    with _progress() as progress:
+        found = scoring.score(kind, file, options, progress=_bars(progress))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_scores(found)
+
+
+def _print_scores(found: "Scored") -> None:
+    from rich.table import Table
+
+    console = _console()
+    console.print(f"{found.kind}, {found.variant}\n", markup=False, highlight=False)
+    if found.summary:
+        width = max(map(len, found.summary))
+        for name, value in found.summary.items():
+            typer.echo(f"{name:<{width}}  {_shown(value)}")
+    if found.scores:
+        table = Table(*found.scores[0], box=None, pad_edge=False)
+        for row in found.scores:
+            table.add_row(*map(_shown, row.values()))
+        console.print(table, markup=False)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.01 or value == 0.0 else f"{value:.2g}"
+    return "-" if value is None else str(value)
 
 
 @app.command()

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "alignment"
 
 # A module imports only from its own layer or a lower one. A new module is added here, in the lowest layer that it fits.
 LAYERS = [
-    {"errors", "types", "shapes", "functional", "telemetry"},
+    {"errors", "types", "shapes", "functional", "telemetry", "values", "files"},
     {"methods", "games", "optim", "welfare", "cache"},
     {
         "tabular",

@@ -27,6 +27,7 @@ COMMANDS = [
     ["reward"],
     ["sample"],
     ["export"],
+    ["score"],
     ["report"],
     ["doctor"],
     ["methods"],

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from alignment.data import EncodedRow, collate, prompt_text
 from alignment.errors import UserError
+from alignment.evaluation.intervals import LEVEL, ends
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
@@ -76,16 +76,11 @@ def interval(wins_NP: Tensor) -> tuple[Tensor, Tensor]:
         Lower and upper ends [N], float64, in [0, 1]. Of a single prompt they are 0 and 1; of equal probabilities other
         than 0 and 1 they are the mean.
     """
-    wins_NP = wins_NP.double()
-    num_prompts, mean_N = wins_NP.shape[-1], wins_NP.mean(-1)
-    if num_prompts == 1:
-        return torch.zeros_like(mean_N), torch.ones_like(mean_N)
-    largest_N = mean_N * (1.0 - mean_N)
-    share_N = torch.where(largest_N > 0.0, wins_NP.var(-1, correction=0) / largest_N, 1.0)
-    k_N = float(stdtrit(num_prompts - 1, 0.975)) ** 2 * share_N / num_prompts
-    half_width_N = (k_N * largest_N + k_N.square() / 4.0).sqrt()
-    low_N, high_N = ((mean_N + k_N / 2.0 + sign * half_width_N) / (1.0 + k_N) for sign in (-1.0, 1.0))
-    return low_N.clamp(min=0.0), high_N.clamp(max=1.0)
+    wins_NP = wins_NP.double().cpu()
+    num_prompts = wins_NP.shape[-1]
+    variance_N = wins_NP.var(-1, correction=0) / num_prompts
+    low_N, high_N = ends(wins_NP.mean(-1).numpy(), variance_N.numpy(), num_prompts, LEVEL)
+    return torch.as_tensor(low_N), torch.as_tensor(high_N)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
