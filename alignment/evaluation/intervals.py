@@ -23,8 +23,8 @@ from alignment.errors import UserError
 Array = NDArray[np.float64]
 
 LEVEL = 0.05
-# Of the joint level: its error is then about 2 % of it, and no interval moves visibly.
-_NUM_DRAWS = 40_000
+# Of the joint level: its error is then about 3 % of it, and no interval moves visibly.
+_NUM_DRAWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
