@@ -18,6 +18,7 @@ from scipy.special import expit, log_expit
 from alignment.evaluation.intervals import Array
 
 _MAX_STEPS = 200
+_SHORTEST = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,11 +91,14 @@ def _strengths(wins_KK: Array) -> Array:
         while True:
             new_K = strength_K + length * step_K
             new_value = float((wins_KK * log_expit(new_K[:, None] - new_K)).sum())
-            if new_value >= value or length < 1e-6:
+            if new_value >= value or length < _SHORTEST:
                 break
             length *= 0.5
-        strength_K, value = new_K - new_K.mean(), new_value
-        if np.abs(step_K).max() < 1e-12:
+        # A step that no longer gains anything is one within rounding: its full length is taken, and the last one.
+        is_last = length < _SHORTEST or np.abs(step_K).max() < 1e-12
+        strength_K, value = strength_K + (step_K if is_last else length * step_K), new_value
+        strength_K = strength_K - strength_K.mean()
+        if is_last:
             break
     return strength_K
 

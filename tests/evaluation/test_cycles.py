@@ -140,11 +140,12 @@ def test_planted_oracles_are_told_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("num_prompts", [100, 400])
 def test_false_alarms_are_rare(num_prompts: int) -> None:
-    """600 data sets from each oracle: Bradley-Terry is not accused, nor is noise called a circle, above 5 % (with the
-    simulation's own error of .9 points); and the interval of the gain holds the truth."""
-    rng, num = np.random.default_rng(2), 600
+    """500 data sets from each oracle: of those from Bradley-Terry 5 % at most are called anything else, of those with
+    flipped verdicts 5 % at most a circle; and the intervals of the gain and of the energy hold the truth."""
+    rng, num = np.random.default_rng(2), 500
     shares = {}
     for name, wins_KK in PLANTED.items():
         truth = diagnose_matrix(exact_matrix([str(k) for k in range(5)], wins_KK))
@@ -165,7 +166,7 @@ def test_false_alarms_are_rare(num_prompts: int) -> None:
         print(num_prompts, name, {key: round(float(share), 4) for key, share in shares[name].items()})
     for name in ("bradley_terry", "noisy"):
         assert shares[name]["cyclic"] <= 0.05 and shares[name]["helps"] <= 0.05
-    assert shares["bradley_terry"]["transitive"] <= 0.07
+    assert shares["bradley_terry"]["bradley_terry"] >= 0.95
     assert all(share["gain"] >= 0.93 and share["energy"] >= 0.93 for share in shares.values())
     if num_prompts == 400:
         assert shares["circle"]["cyclic"] > 0.95 and shares["circle"]["helps"] > 0.95

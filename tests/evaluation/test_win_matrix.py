@@ -100,6 +100,7 @@ def test_what_is_no_table_is_refused(make: object, message: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("spread", [0.0, 0.4])
 def test_cells_and_ranks_are_covered_at_once(spread: float) -> None:
     """Five policies on 100 prompts, equal or 0.4 logits apart, in 2,000 tournaments.
