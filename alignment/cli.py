@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from alignment.comparisons import Report
     from alignment.doctor import Examination
+    from alignment.evaluation.win_matrix import Ranked
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
     from alignment.sample import Answered
@@ -373,6 +375,61 @@ def _print_examination(examination: "Examination") -> None:
     for finding in examination.findings:
         line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
         console.print(line, soft_wrap=True)
+
+
+@app.command()
+def diagnose(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|ORACLE",
+            help="Preference data of any shape that recipes read; a YAML file with data.preferences or an oracle; a "
+            "JSON table of preferences or wins; or kind=matrix.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the source, such as columns, labels and systems."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether preferences go in circles, and what an equilibrium could gain.
+
+    Circles against what noise shows, stochastic transitivity, the fit of Bradley-Terry, position, length, annotators.
+
+    \b
+    Example: alignment diagnose battles.jsonl "systems=[model_a, model_b]"
+    """
+    from alignment import comparisons as command
+
+    report = command.diagnose(source, overrides or ())
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_diagnosis(report)
+
+
+def _print_diagnosis(report: "Report") -> None:
+    from alignment.comparisons import summary_lines
+
+    console = _console()
+    console.print(report.sentence, soft_wrap=True, markup=False, highlight=False)
+    console.print()
+    if report.ranks:
+        _print_ranks(report.ranks)
+    for line in summary_lines(report):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_ranks(ranks: "Sequence[Ranked]") -> None:
+    from rich.table import Table
+
+    table = Table("system", "mean win rate", "rank", "95 %", box=None, pad_edge=False)
+    for item in sorted(ranks, key=lambda item: -item.score.mean):
+        table.add_row(item.name, item.score.describe(), str(item.rank), f"{item.best} to {item.worst}")
+    console = _console()
+    console.print(table, markup=False, highlight=False)
+    console.print()
 
 
 @app.command()

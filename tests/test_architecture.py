@@ -38,6 +38,7 @@ LAYERS = [
     {
         "config",
         "preparation",
+        "comparisons",
         "models",
         "folders",
         "fitting",

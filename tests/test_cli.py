@@ -25,6 +25,7 @@ COMMANDS = [
     ["sample"],
     ["export"],
     ["doctor"],
+    ["diagnose"],
     ["methods"],
     ["game"],
     ["recipes"],

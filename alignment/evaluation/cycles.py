@@ -181,11 +181,12 @@ def diagnose_matrix(matrix: WinMatrix, *, seed: int = 0) -> Diagnosis:
         seed: of the simulated tables.
     """
     low_KK, high_KK = matrix.cell_ends()
-    noise_SE = np.zeros((1, len(matrix.wins_E)))
+    probability_E = _fitted_pairs(matrix)
+    noise_SE = null_noise_SE = np.zeros((1, len(matrix.wins_E)))
     if not matrix.is_exact:
         noise_SE = normal_draws(matrix.covariance_EE, _NUM_DRAWS, seed)
-    probability_E = _fitted_pairs(matrix)
-    by_chance_S = _count_circles(matrix, probability_E + noise_SE)
+        null_noise_SE = normal_draws(_null_covariance(matrix, probability_E), _NUM_DRAWS, seed)
+    by_chance_S = _count_circles(matrix, probability_E + null_noise_SE)
     found = cyclic_triples(matrix.wins_KK)
     logits_E, slope_E = _logits(matrix)
     best, challenger, gain = _gain(matrix)
@@ -209,7 +210,7 @@ def diagnose_matrix(matrix: WinMatrix, *, seed: int = 0) -> Diagnosis:
         hodge_margins=hodge_shares(matrix.wins_KK - 0.5),
         cyclic_energy=None if logits_E is None else _cyclic_energy(matrix, logits_E, noise_SE * slope_E),
         discs=disc_shares(matrix.wins_KK - 0.5 if flow_KK is None else flow_KK) if matrix.is_complete else None,
-        fit=_goodness_of_fit(matrix, probability_E, noise_SE),
+        fit=_goodness_of_fit(matrix, probability_E, null_noise_SE),
         lottery=maximal_lottery(matrix.wins_KK) if matrix.is_complete else None,
         best=best,
         challenger=challenger,
@@ -227,6 +228,20 @@ def _fitted_pairs(matrix: WinMatrix) -> Array:
     weights_E = _weights(matrix)
     wins_KK = matrix.fill(weights_E * matrix.wins_E, 0.0, weights_E * (1.0 - matrix.wins_E))
     return np.asarray(fit_bradley_terry(wins_KK).probability_KK[matrix.first_E, matrix.second_E])
+
+
+def _null_covariance(matrix: WinMatrix, probability_E: Array) -> Array:
+    """The covariance that the pairs would have around the fit: correlations and dispersions as they were seen, and the
+    variances p (1 - p) / n of the fit in place of those of the table, which noise away from 1/2 makes too small."""
+    seen_E, counts_E = np.diagonal(matrix.covariance_EE), matrix.counts_E
+    of_verdicts_E = matrix.wins_E * (1.0 - matrix.wins_E) / counts_E
+    has_spread_E = of_verdicts_E > 0.0
+    dispersion_E = np.where(has_spread_E, seen_E / np.where(has_spread_E, of_verdicts_E, 1.0), 1.0)
+    deviation_E = np.sqrt(dispersion_E * probability_E * (1.0 - probability_E) / counts_E)
+    scale_E = np.where(seen_E > 0.0, deviation_E / np.sqrt(np.where(seen_E > 0.0, seen_E, 1.0)), 0.0)
+    covariance_EE = matrix.covariance_EE * np.outer(scale_E, scale_E)
+    np.fill_diagonal(covariance_EE, deviation_E**2)
+    return covariance_EE
 
 
 def _goodness_of_fit(matrix: WinMatrix, probability_E: Array, noise_SE: Array) -> GoodnessOfFit:
@@ -393,14 +408,12 @@ class PromptDiagnosis:
                 "Nothing can be said about a Nash method: no prompt has three responses that were all compared with "
                 "one another, and nothing names the systems that wrote them."
             )
-        shown = f"{self.circles.describe(100.0, 1)} % of the triples of a prompt's responses go in a circle"
         bound = (
-            f"an equilibrium raises the worst-case win rate by at most {100 * self.gain.mean:.1f} points of 50, at "
-            f"most {100 * self.gain.high:.1f} with 95 %."
+            f"of the triples of a prompt's responses {self.circles.describe(100.0, 1)} % go in a circle (coin tosses: "
+            f"25 %), and an equilibrium raises the worst-case win rate by at most {100.0 * self.gain.mean:.1f} points "
+            f"of 50 ({100.0 * self.gain.high:.1f} with 95 %)."
         )
-        if self.kind == "cyclic":
-            return f"A Nash method may help: {shown}, more than the 25 % of coin tosses, and {bound}"
-        return f"No sign that a Nash method helps: {shown}, which 25 % of coin tosses would as well, and {bound}"
+        return f"{'A Nash method may help' if self.kind == 'cyclic' else 'No sign that a Nash method helps'}: {bound}"
 
 
 def diagnose_prompts(tournaments: Sequence[Array]) -> PromptDiagnosis:
@@ -448,3 +461,55 @@ def _expected_circles(wins_GG: Array) -> float:
 
 def _largest_gain(circles: float) -> float:
     return min((math.sqrt(1.0 + 8.0 * circles) - 1.0) / 4.0, 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GamesDiagnosis:
+    """What known tables of several prompts say, each a game of its own.
+
+    Attributes:
+        num_prompts: tables.
+        num_cyclic: of these, with a cyclic triple.
+        circles: share of cyclic triples, mean over prompts.
+        gain: how much an equilibrium raises the worst-case win rate of the choice with the highest mean win rate at
+            most, mean over prompts, with the interval of other prompts like these.
+    """
+
+    num_prompts: int
+    num_cyclic: int
+    circles: Estimate
+    gain: Estimate
+
+    @property
+    def kind(self) -> Kind:
+        """``cyclic`` if any prompt has a circle."""
+        return "cyclic" if self.num_cyclic else "transitive"
+
+    @property
+    def sentence(self) -> str:
+        """Can a method that looks for an equilibrium help here, and how much at most."""
+        verdict = "A Nash method can help" if self.gain.mean > 1e-9 else "A Nash method cannot help"
+        return (
+            f"{verdict}: {self.num_cyclic} of {self.num_prompts} prompts have circles, and an equilibrium raises the "
+            f"worst-case win rate of a Bradley-Terry reward's choice by at most {self.gain.describe(100.0, 1)} points "
+            "of 50, mean over prompts."
+        )
+
+
+def diagnose_games(prefs_XKK: Array) -> GamesDiagnosis:
+    """Circles and gains of known tables, one of each prompt.
+
+    Args:
+        prefs_XKK: P(row beats column) of each prompt, three items at least.
+    """
+    size = prefs_XKK.shape[-1]
+    ahead_XKK = (prefs_XKK > 0.5 + 1e-9).astype(np.float64)
+    circles_X = np.einsum("xij,xji->x", ahead_XKK @ ahead_XKK, ahead_XKK) / 3.0
+    best_X = prefs_XKK.sum(-1).argmax(-1)
+    gains_X = prefs_XKK[np.arange(len(prefs_XKK)), :, best_X].max(-1) - 0.5
+    return GamesDiagnosis(
+        num_prompts=len(prefs_XKK),
+        num_cyclic=int((circles_X > 0.5).sum()),
+        circles=mean_interval(circles_X / math.comb(size, 3)),
+        gain=mean_interval(gains_X, highest=0.5),
+    )
