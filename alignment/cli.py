@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from alignment.comparisons import Report
+    from alignment.crossplay import CrossPlay
     from alignment.doctor import Examination
     from alignment.evaluation.win_matrix import Ranked
     from alignment.iterative import Stage
@@ -407,6 +408,73 @@ def diagnose(
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
         _print_diagnosis(report)
+
+
+@app.command()
+def crossplay(
+    policies: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=FILE...", help="Answers of each policy: AlpacaEval's model_outputs.json."),
+    ],
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|KEY=VALUE", help="Who judges: a YAML file, or keys of an oracle; may be given again."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Verdicts are kept here; a policy that is added meets those here.")
+    ] = Path("runs/crossplay"),
+    as_json: AsJson = False,
+) -> None:
+    """Let every policy meet every other, and rank them.
+
+    Simultaneous intervals, ranks, Bradley-Terry, the maximal lottery, exploitability; pairs judged before are not asked
+    again.
+
+    \b
+    Example: alignment crossplay a=a.json b=b.json --oracle kind=rule --oracle rule=shorter
+    """
+    import torch
+
+    from alignment import crossplay as command
+
+    read, spec = command.read_policies(policies), command.read_oracle(oracle or ())
+    with _progress() as progress:
+        result = command.crossplay(
+            read, spec, output, device="cuda" if torch.cuda.is_available() else "cpu", progress=_bars(progress)
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_crossplay(result)
+    typer.echo(f"wrote {output}", err=True)
+
+
+def _print_crossplay(result: "CrossPlay") -> None:
+    from rich.table import Table
+
+    columns = ("policy", "mean win rate", "rank", "95 %", "Elo", "lottery", "exploitability")
+    table = Table(*columns, box=None, pad_edge=False)
+    for item in sorted(result.tournament.standings, key=lambda item: -item.ranked.score.mean):
+        table.add_row(
+            item.name,
+            item.ranked.score.describe(),
+            str(item.ranked.rank),
+            f"{item.ranked.best} to {item.ranked.worst}",
+            "infinite" if item.elo is None else item.elo.describe(digits=0),
+            f"{item.weight:.3f}",
+            item.exploitability.describe(),
+        )
+    matches = Table("match", "win rate", "p", "Holm", box=None, pad_edge=False)
+    for match in result.tournament.matches:
+        names = " against ".join(match.names)
+        matches.add_row(names, match.win_rate.describe(), f"{match.p_value:.4f}", f"{match.adjusted:.4f}")
+    console = _console()
+    for part in (table, "", matches, ""):
+        console.print(part, markup=False, highlight=False)
+    for line in result.lines():
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_diagnosis(report: "Report") -> None:

@@ -39,6 +39,7 @@ LAYERS = [
         "config",
         "preparation",
         "comparisons",
+        "crossplay",
         "models",
         "folders",
         "fitting",

@@ -26,6 +26,7 @@ COMMANDS = [
     ["export"],
     ["doctor"],
     ["diagnose"],
+    ["crossplay"],
     ["methods"],
     ["game"],
     ["recipes"],

@@ -90,7 +90,7 @@ def test_a_planted_circle_is_found_in_a_file(tmp_path: Path, run: Callable[..., 
     assert re.search(r"m0 > m1 > m2 > m0: in 100% of tables drawn around this, surely", out)
     assert "listed first wins: 0.4" in out
     tree = json.loads(run("diagnose", path, "systems=[model_a, model_b]", "--json"))
-    assert tree["systems"]["kind"] == "cyclic" and tree["systems"]["gain"]["low"] > 0.2
+    assert tree["systems"]["kind"] == "cyclic" and tree["systems"]["gain"]["low"] > 0.15
     assert tree["first_wins"]["low"] < 0.5 < tree["first_wins"]["high"]
 
 

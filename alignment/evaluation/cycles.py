@@ -144,7 +144,7 @@ class Diagnosis:
         A false circle needs a pair that is surely ahead the wrong way round, which happens in 2.5 % at most; the fit is
         refused at 2.5 % as well, so that Bradley-Terry is accused of anything in 5 % at most.
         """
-        if self.num_triples == 0:
+        if self.num_triples == 0 and len(self.matrix.names) > 2:
             return "unknown"
         if self.is_cyclic:
             return "cyclic"
@@ -154,7 +154,7 @@ class Diagnosis:
     def sentence(self) -> str:
         """Can a method that looks for an equilibrium help here, and how much at most."""
         points = f"{self.gain.describe(100.0, 1)} points"
-        if self.num_triples == 0:
+        if self.kind == "unknown":
             return "Nothing can be said about a Nash method: no three of the items were all compared with one another."
         if self.gain.low > 0.0:
             return (
