@@ -21,25 +21,30 @@ if TYPE_CHECKING:
     from alignment.comparisons import Report
     from alignment.crossplay import CrossPlay
     from alignment.doctor import Examination
+    from alignment.evaluation.scoring import Scored
     from alignment.evaluation.win_matrix import Ranked
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
+    from alignment.report import ComparisonRow
+    from alignment.report.blocks import Sample
     from alignment.sample import Answered
+
+_EXAMPLE = "\b\nExample: alignment {}"
 
 app = typer.Typer(
     name="alignment",
     help="Align language models with game theory: preference methods as losses over one pipeline.",
+    epilog=_EXAMPLE.format("train recipes/quickstart/dpo.yaml"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(epilog=_EXAMPLE.format("recipes list"), no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes", help="The recipes that come with the package.")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, by their dotted path.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set, by their dotted path.")
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, the folder of a model, or a name on the Hub.")
@@ -101,7 +106,7 @@ def train(
     """Train a policy by a recipe.
 
     \b
-    Example: alignment train recipes/quickstart/dpo.yaml training.learning_rate=1e-4 seed=1
+    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
     """
     if one_round:
         _run_stage(recipe, overrides, "train")
@@ -139,7 +144,9 @@ def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Store the log-probs of frozen policies, of a data set or of the next round (anchors.store: true).
+    """Store the log-probs of frozen policies (anchors.store: true).
+
+    Of a data set, or of the answers of an iterative recipe's next round.
 
     \b
     Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
@@ -165,7 +172,7 @@ def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> 
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Fine-tune a model on demonstrations, or on the preferred responses of preference data.
+    """Fine-tune on demonstrations, or on preferred responses.
 
     \b
     Example: alignment sft recipes/sft/tiny_hh.yaml training.max_steps=10
@@ -184,7 +191,9 @@ def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Train a Bradley-Terry reward model, or one for each group of annotators.
+    """Train a Bradley-Terry reward model, or one for each group.
+
+    `mixture: {groups: K}` in the recipe finds the groups among the annotators.
 
     \b
     Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
@@ -231,10 +240,10 @@ def sample(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print answers of a run's model, of one of its checkpoints, of any model.
+    """Print answers of a run's model, or of any other.
 
     \b
-    Example: alignment sample runs/quickstart/dpo --prompt "Say hello." --against ref
+    Example: alignment sample runs/quickstart/dpo --prompt Hello --against ref
     """
     if role not in (None, "text", "user"):
         raise UserError(f"--role: expected text or user, got '{role}'")
@@ -298,7 +307,9 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
-    """Write a run's model as one that loads anywhere, with its adapter merged.
+    """Write a run's model as one that loads anywhere.
+
+    An adapter is merged into its base model.
 
     \b
     Example: alignment export runs/quickstart/dpo models/dpo --dtype bfloat16
@@ -315,6 +326,188 @@ def export(
     typer.echo(done)
 
 
+@app.command()
+def score(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="alpaca_eval1, alpaca_eval2, arena_hard_v0.1, arena_hard_v2.0, mt_bench, judge_quality or "
+            "reward_bench.",
+        ),
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Judgements: JSON, JSON lines or CSV, packed or not.")],
+    difficulty: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: difficulties of the instructions.")
+    ] = None,
+    regularizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the regularising judgements, df_gamed.csv.")
+    ] = None,
+    c: Annotated[
+        float | None, typer.Option("--c", metavar="C", help="AlpacaEval 2: fit at this C. [default: cross-validate]")
+    ] = None,
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="AlpacaEval 2: choose C by 5-fold cross-validation, and fit.")
+    ] = False,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: published weights; nothing is fitted.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="AlpacaEval: which model, where the file does not say.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="AlpacaEval 2: predict the rate against this model of --weights.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="id|positional",
+            help="AlpacaEval 2: look difficulties up by instruction, or by row as alpaca_eval does. [default: id]",
+        ),
+    ] = None,
+    instructions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the official set, where rows have no number.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Arena-Hard, MT-Bench pairs: whom the models met.")
+    ] = None,
+    answers: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Arena-Hard: answers with style counts, for style control; may come again."),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(metavar="prompt|battle", help="Arena-Hard: what the bootstrap resamples. [default: prompt]"),
+    ] = None,
+    bootstrap: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Samples of the bootstrap. [default: none; Arena-Hard 1000, with style 100]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap. [default: 0]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score judgements that exist already.
+
+    AlpacaEval 1 and 2, Arena-Hard, MT-Bench, judges on gold pairs, reward models,
+    each by the arithmetic of its benchmark. docs/evaluation.md has the formats.
+
+    \b
+    Example: alignment score alpaca_eval1 annotations.json
+    """
+    from alignment.evaluation import scoring
+
+    options = scoring.Options(
+        model=model,
+        difficulty=difficulty,
+        regularizer=regularizer,
+        weights=weights,
+        against=against,
+        instructions=instructions,
+        index=index,
+        c=c,
+        cross_validate=cross_validate or None,
+        baseline=baseline,
+        answers=tuple(answers) if answers else None,
+        unit=unit,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    with _progress() as progress:
+        found = scoring.score(kind, file, options, progress=_bars(progress))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_scores(found)
+
+
+def _print_scores(found: "Scored") -> None:
+    from rich.table import Table
+
+    console = _console()
+    console.print(f"{found.kind}, {found.variant}\n", markup=False, highlight=False)
+    if found.summary:
+        width = max(map(len, found.summary))
+        for name, value in found.summary.items():
+            typer.echo(f"{name:<{width}}  {_shown(value)}")
+    if found.scores:
+        table = Table(*found.scores[0], box=None, pad_edge=False)
+        for row in found.scores:
+            table.add_row(*map(_shown, row.values()))
+        console.print(table, markup=False)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(inner)}" for name, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.01 or value == 0.0 else f"{value:.2g}"
+    return "-" if value is None else str(value)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="A run folder; several are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page. [default: report.html in RUN, or in the folder that all share]"),
+    ] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Print so many answers of the last RUN, best to worst.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page about a run, or one that compares several.
+
+    One HTML file with curves, win rates, answers and costs, of runs that have
+    ended or not. No model is loaded.
+
+    \b
+    Example: alignment report runs/quickstart/dpo runs/quickstart/egpo
+    """
+    from alignment.report import report as command
+
+    done = command(runs, output=output)
+    if as_json:
+        typer.echo(json.dumps([row.to_json() for row in done.rows], indent=2))
+    else:
+        _print_comparison(done.rows)
+        _print_samples(done.samples, answers or 0)
+    typer.echo(f"wrote {done.path}", err=True)
+
+
+def _print_comparison(rows: "Sequence[ComparisonRow]") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from alignment.report.comparison import columns
+
+    headings, cells = columns(rows)
+    table = Table(*headings, box=None, pad_edge=False)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
+def _print_samples(samples: "Sequence[Sample]", count: int) -> None:
+    from rich.text import Text
+
+    from alignment.report.sections import spread
+
+    console = _console()
+    for sample in spread(samples, count) if count else ():
+        console.print()
+        for label, style, text in (
+            ("prompt  ", "bold", sample.prompt),
+            ("before  ", "bold cyan", sample.right),
+            ("after   ", "bold green", f"{sample.left}  (better with probability {sample.win:.2f})"),
+        ):
+            console.print(Text.assemble((label, style), text), soft_wrap=True)
+
+
 def _print_notes(notes: Sequence[str]) -> None:
     # Under a launcher every process comes here; one of them speaks.
     if os.environ.get("RANK", "0") == "0":
@@ -329,9 +522,10 @@ def doctor(
     rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Examine a recipe before it is run: data, tokens, numbers, reference.
+    """Examine a recipe before it is run.
 
-    No weights are loaded. Prints the tokens around the end of the prompt, and exits with 2 if a check fails.
+    Looks at data, tokens, numbers and the reference, without loading weights.
+    Prints the tokens around the end of the prompt; exits with 2 if a check fails.
 
     \b
     Example: alignment doctor recipes/quickstart/dpo.yaml
@@ -390,13 +584,13 @@ def diagnose(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the source, such as columns, labels and systems."),
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the source, such as columns, labels and systems."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether preferences go in circles, and what an equilibrium could gain.
+    """Say whether preferences go in circles.
 
-    Circles against what noise shows, stochastic transitivity, the fit of Bradley-Terry, position, length, annotators.
+    And what an equilibrium could gain at most. Circles against what noise shows, stochastic transitivity, the fit of Bradley-Terry, position, length, annotators.
 
     \b
     Example: alignment diagnose battles.jsonl "systems=[model_a, model_b]"
@@ -414,7 +608,7 @@ def diagnose(
 def crossplay(
     policies: Annotated[
         list[str],
-        typer.Argument(metavar="NAME=FILE...", help="Answers of each policy: AlpacaEval's model_outputs.json."),
+        typer.Argument(metavar="NAME=FILE", help="Answers of each policy: AlpacaEval's model_outputs.json."),
     ],
     oracle: Annotated[
         list[str] | None,
@@ -433,7 +627,7 @@ def crossplay(
     again.
 
     \b
-    Example: alignment crossplay a=a.json b=b.json --oracle kind=rule --oracle rule=shorter
+    Example: alignment crossplay a=a.json b=b.json --oracle judge.yaml
     """
     import torch
 

@@ -17,10 +17,10 @@ from typing import Any
 from alignment.artefacts import Artefact
 from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose
-from alignment.data.readers.files import read_file
 from alignment.errors import UserError
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
+from alignment.files import read_file
 from alignment.folders import oracle_accounts
 from alignment.oracles import PanelOracle, ask, build_oracle, deciding_keys
 from alignment.types import Oracle

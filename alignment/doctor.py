@@ -27,6 +27,7 @@ from alignment.errors import UserError
 from alignment.methods._card import Options
 from alignment.models import load_tokenizer
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
+from alignment.textgame import is_address, resolve_model
 from alignment.tiny import tiny_model
 
 Verdict = Literal["ok", "note", "fail"]
@@ -101,7 +102,7 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         said: list[str] = []
         data = _attempt("data", lambda: prepare_data(recipe.data, seed=recipe.seed, announce=said.append))
         findings += [Finding("data", "ok", line.removeprefix("data: ")) for line in said]
-        findings.append(_check_held_out(data))
+        findings.append(_check_held_out(data, recipe))
         tokenizer = _attempt("tokenizer", lambda: load_tokenizer(recipe.policy, data.train))
         args, method = build_arguments(recipe), recipe.build_method()
         rows = rows_to_encode(data.train, method.needs, args)
@@ -138,7 +139,9 @@ def _attempt(check: str, action: Any) -> Any:
 # Data
 
 
-def _check_held_out(data: PreparedData) -> Finding:
+def _check_held_out(data: PreparedData, recipe: Recipe) -> Finding:
+    if recipe.data.evaluation is not None and is_address(recipe.data.evaluation.path[0]):
+        return Finding("held-out rows", "ok", "none: the text game is played and measured on all of its questions")
     shared = shared_prompts(data.train, data.evaluation)
     if shared:
         return Finding(
@@ -210,7 +213,7 @@ def _sampling_stops(policy: PolicySpec) -> set[int]:
     if policy.model is None:
         return set()
     try:
-        stops = GenerationConfig.from_pretrained(policy.model).eos_token_id
+        stops = GenerationConfig.from_pretrained(resolve_model(policy.model)).eos_token_id
     except OSError:
         # A model without the file stops at the end-of-sequence token of its tokenizer.
         return set()
@@ -273,7 +276,7 @@ def _positions(policy: PolicySpec) -> int | None:
 
 def _config(name: str | None) -> Any:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(None if name is None else resolve_model(name))
     except (OSError, ValueError) as error:
         raise _EndOfExamination(Finding("model", "fail", f"expected a model at '{name}' ({error})")) from None
 
@@ -306,8 +309,8 @@ def _check_learning_rate(recipe: Recipe, args: AlignmentArguments, num_rows: int
     plan = f"{args.learning_rate:g}, {steps:,} steps of {batch} prompts on {processes} process(es)"
     if steps == 0:
         return Finding("learning rate", "fail", f"{plan}: fewer rows than one batch; lower the batch")
-    if recipe.policy.tiny is not None:
-        return Finding("learning rate", "ok", f"{plan}; not judged: no paper trains a model with random weights")
+    if recipe.policy.tiny is not None or is_address(recipe.policy.model):
+        return Finding("learning rate", "ok", f"{plan}; not judged: no paper trains a model as small as this one")
     if not isinstance(method, Options):
         return Finding("learning rate", "ok", f"{plan}; the method names no usual rate")
     low, high = method.usual_learning_rate

@@ -5,9 +5,9 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import alignment
 from alignment.config import Recipe
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
+from alignment.evaluation import Met
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
 
@@ -56,6 +57,36 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
         metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+
+
+def write_summary(
+    folder: Path,
+    *,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    average: Mapping[str, float],
+    seconds: float,
+    oracle_calls: int,
+) -> None:
+    """The ends of a run as ``summary.json``.
+
+    Args:
+        folder: the run folder.
+        before: metrics at the start, by name.
+        after: at the end.
+        average: of the average of the policies' weights; nothing where none is kept.
+        seconds: of sampling, judging and training, without evaluations.
+        oracle_calls: verdicts that were trained on: questions to the oracle, or those in the data set.
+    """
+    ends = {"before": dict(before), "after": dict(after)} | ({"average": dict(average)} if average else {})
+    summary = {**ends, "seconds": round(seconds, 1), "oracle_calls": oracle_calls}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def write_samples(folder: Path, met: Sequence[Met]) -> None:
+    """Answers of the policy beside the reference's, with the oracle's verdict, as ``samples.jsonl``."""
+    lines = [json.dumps(asdict(item), ensure_ascii=False) for item in met]
+    (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def run_card(recipe: Recipe, *, before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -5,8 +5,8 @@ again skips what is finished, resumes the training that was interrupted, and ref
 players have a folder each, with rounds of its own.
 """
 
-import json
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows
 from alignment.errors import UserError
-from alignment.folders import RunResult, check_same_recipe, write_header
+from alignment.folders import RunResult, check_same_recipe, write_header, write_summary
 from alignment.generation import build_engine, check_engine
 from alignment.models import load_tokenizer
 from alignment.oracles import Accounts, build_oracle
@@ -153,17 +153,26 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
 
 def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> RunResult:
     """The models of the last round, and what they reach."""
-    rates: dict[str, float] = {}
-    for player in players:
-        rates |= player.finish(recipe.schedule.rounds)
+    ends = [player.finish(recipe.schedule.rounds) for player in players]
+    before, after, average = (
+        {name: value for end in ends for name, value in metrics(end).items()}
+        for metrics in (attrgetter("before"), attrgetter("after"), attrgetter("average"))
+    )
     folder = Path(recipe.output_dir)
     if players[0].ranks.is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": {}, "after": rates}, indent=1) + "\n")
+        write_summary(
+            folder,
+            before=before,
+            after=after,
+            average=average,
+            seconds=sum(end.seconds for end in ends),
+            oracle_calls=sum(end.oracle_calls for end in ends),
+        )
     model_folder = players[0].folder / "final"
     for player in players:
         announce(f"model{player.label}: {player.folder / 'final'}")
     _part(players)
-    return RunResult(folder=folder, model_folder=model_folder, before={}, after=rates)
+    return RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
 
 
 def _part(players: Sequence[Player]) -> None:

@@ -1,7 +1,8 @@
 """From a recipe to a run folder: read, build, train, evaluate before and after, save."""
 
-import json
 import logging
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from alignment import iterative
 from alignment.batches import rows_to_encode
 from alignment.checkpoints import last_checkpoint
-from alignment.config import Recipe, build_arguments, build_callbacks
+from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
@@ -27,6 +28,8 @@ from alignment.folders import (
     oracle_accounts,
     run_card,
     write_header,
+    write_samples,
+    write_summary,
 )
 from alignment.generation import check_engine
 from alignment.launch import check_deepspeed, uses_deepspeed
@@ -34,6 +37,7 @@ from alignment.models import load_causal_model, load_policy, load_tokenizer, lor
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.ranks import Ranks
+from alignment.report import write_report_page
 from alignment.trainer import PreferenceTrainer
 
 _ROUND_FROM_DATA = (
@@ -56,7 +60,12 @@ def run(recipe: Recipe) -> RunResult:
         BudgetError: where the oracle's budget ends; what was paid for is kept, and a continuation uses it.
     """
     with oracle_accounts(Path(recipe.output_dir)) as accounts:
-        return iterative.run(recipe, accounts) if recipe.samples_in_rounds else _run(recipe, accounts)
+        result = iterative.run(recipe, accounts) if recipe.samples_in_rounds else _run(recipe, accounts)
+    # After the accounts are closed: what oracles cost is in it.
+    if os.environ.get("RANK", "0") == "0":
+        page = write_report_page(result.folder)
+        Console(stderr=True, soft_wrap=True).print(f"report: {page}", markup=False, highlight=False)
+    return result
 
 
 def run_stage(recipe: Recipe, stage: iterative.Stage) -> None:
@@ -142,6 +151,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
             processing_class=tokenizer,
             oracle=oracle,
             eval_oracle=None if judge is None else build_oracle(judge, args.device, accounts),
+            measures=build_measures(recipe),
             peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
             method=method,
             callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *build_callbacks(recipe)],
@@ -158,8 +168,11 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     before = trainer.evaluate() if has_held_out else {}
     if checkpoint is not None:
         console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
+    started, evaluated = time.perf_counter(), trainer.evaluation_seconds
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    seconds = time.perf_counter() - started - (trainer.evaluation_seconds - evaluated)
     after = trainer.evaluate() if has_held_out else {}
+    met = () if trainer.match is None else trainer.match.last
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))
     averaged = {}
@@ -168,11 +181,13 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
             trainer.engine.refresh()
             averaged = _without_prefix(trainer.evaluate()) if has_held_out else {}
             trainer.save_model(str(folder / "average"))
+    # Processes add theirs up.
+    oracle_calls = trainer.count_oracle_calls()
     before, after = _without_prefix(before), _without_prefix(after)
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
     if setup.is_first:
-        summary = {"before": before, "after": after} | ({"average": averaged} if averaged else {})
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_summary(folder, before=before, after=after, average=averaged, seconds=seconds, oracle_calls=oracle_calls)
+        write_samples(folder, met)
         (model_folder / "README.md").write_text(run_card(recipe, before=before, after=after))
         _print_summary(result, console)
         if trainer.args.push_to_hub:

@@ -18,6 +18,7 @@ from transformers import (
 from alignment.config import LoRASpec, ModelSpec
 from alignment.data import Row
 from alignment.errors import UserError
+from alignment.textgame import resolve_model
 from alignment.tiny import tiny_model, tiny_reward_model, tiny_tokenizer
 
 
@@ -26,8 +27,9 @@ def load_tokenizer(spec: ModelSpec, rows: Sequence[Row]) -> PreTrainedTokenizerB
     if spec.tiny is not None:
         texts = [text for row in rows for text in (*(turn.content for turn in row.prompt), *row.responses)]
         return tiny_tokenizer(texts, vocab_size=spec.tiny.vocab_size)
+    assert spec.model is not None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(spec.model))
     except (OSError, ValueError) as error:
         raise UserError(
             f"policy.model: expected a model folder or a name on the Hub, got '{spec.model}' ({error})"
@@ -51,7 +53,7 @@ def load_policy(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, seed: in
 
 def load_causal_model(name: str, spec: ModelSpec) -> PreTrainedModel:
     """A causal language model by its name or folder, in the precision of the block."""
-    return _load(AutoModelForCausalLM, name, spec, "a causal language model")
+    return _load(AutoModelForCausalLM, resolve_model(name), spec, "a causal language model")
 
 
 def load_reward_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:

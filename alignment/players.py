@@ -5,7 +5,9 @@ made an artefact is a function of the round alone, so that each stage can be don
 """
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
 from alignment.batches import check_context
 from alignment.checkpoints import STATE_FILE, last_checkpoint
-from alignment.config import Recipe, build_arguments, build_callbacks
+from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.folders import RunFiles, check_same_recipe, write_header
+from alignment.folders import RunFiles, check_same_recipe, write_header, write_samples
 from alignment.generation import Engine
 from alignment.models import load_causal_model, load_policy, lora_config
-from alignment.oracles import deciding_keys
+from alignment.oracles import deciding_keys, num_questions
 from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
 from alignment.rounds import answer_prompts, compare_answers
@@ -34,6 +36,25 @@ from alignment.types import Oracle, Past
 from alignment.weights import TrainableWeights, adapter_weights, idle_adapter
 
 Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """What a player reaches.
+
+    Attributes:
+        before: metrics at the start, by name.
+        after: after the last round.
+        average: of the average of all rounds, where it is kept.
+        seconds: of all stages.
+        oracle_calls: questions to its oracle.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    average: dict[str, float]
+    seconds: float
+    oracle_calls: int
 
 
 class Player:
@@ -78,6 +99,7 @@ class Player:
         self.label = f" of {name}" if name else ""
         self._judge, self._announce, self._batch_size = judge, announce, batch_size
         self._method = recipe.build_method()
+        self._measures = build_measures(recipe)
         self._tree = recipe.model_dump(mode="json", exclude_none=True)
         self._others: Mapping[str, Player] = {}
         self._known: dict[tuple[str, int, int], Artefact] = {}
@@ -218,17 +240,35 @@ class Player:
                 "`alignment judge` first"
             )
 
-    def finish(self, rounds: int) -> dict[str, float]:
-        """Copy the last round's model to ``final``, average where asked, and give its win rate."""
+    def finish(self, rounds: int) -> Ends:
+        """Copy the last round's model to ``final``, average where asked, and say what it reaches."""
+        average: dict[str, float] = {}
         if self.ranks.is_first:
             final = self.folder / "final"
             shutil.rmtree(final, ignore_errors=True)
             shutil.copytree(self.policy_after(rounds).path, final)
             if self.recipe.average is not None:
-                self._average(rounds, self.recipe.average.decay)
+                average = self._average(rounds, self.recipe.average.decay)
         metrics = self.policy_after(rounds).notes()["metrics"]
+        after = {name: value for name, value in metrics.items() if name.startswith(("win_rate", "exact"))}
+        numbers = range(1, rounds + 1)
+        fits = [self.fit(number, index) for number in numbers for index in range(self._method.needs.fits)]
+        stages = [*map(self.answers, numbers), *map(self.preferences, numbers), *fits]
+        return Ends(
+            before=self._named(self._measure(self._load(self.start()))) if self._measures else {},
+            after=self._named(after),
+            average=self._named(average),
+            seconds=sum(stage.notes()["seconds"] for stage in stages),
+            oracle_calls=sum(self.preferences(number).notes()["questions"] for number in numbers),
+        )
+
+    def _measure(self, model: Any) -> dict[str, float]:
+        return {name: value for measure in self._measures for name, value in measure(model).items()}
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Of one of several players, with its name."""
         prefix = f"{self.name}." if self.name else ""
-        return {f"{prefix}{name}": value for name, value in metrics.items() if name.startswith("win_rate")}
+        return {f"{prefix}{name}": value for name, value in metrics.items()}
 
     def _say(self, number: int, line: str) -> None:
         self._announce(f"round {number}{self.label}: {line}")
@@ -240,6 +280,7 @@ class Player:
         prompts = self.prompts
         if self.recipe.schedule.prompts == "split":
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
+        started = time.perf_counter()
         policy = self._speaker(self._load(self.policy_after(number - 1)))
         check_context(
             (*self.prompts, *self.held_out), policy.model.config, max_new_tokens=self.recipe.sampling.max_new_tokens
@@ -255,12 +296,13 @@ class Player:
         empty = sum(not text for item in rows for text in item.row.responses)
         if self.ranks.is_first:
             write_rows(answers.path, rows)
-            answers.finish(rows=len(rows), empty_answers=empty)
+            answers.finish(rows=len(rows), empty_answers=empty, seconds=time.perf_counter() - started)
         noted = f", {empty:,} of them empty" if empty else ""
         count = len(rows) * self.recipe.sampling.num_completions
         self._say(number, f"{count:,} answers to {len(rows):,} prompts{noted}")
 
     def _compare(self, number: int, answers: Artefact, preferences: Artefact) -> None:
+        started, asked_before = time.perf_counter(), num_questions(self.oracle)
         compared = compare_answers(
             read_rows(answers.path),
             self.oracle,
@@ -275,10 +317,12 @@ class Player:
                 f"round {number}{self.label}: no prompt has answers that can be compared "
                 f"({describe_skipped(compared.skipped)}); raise sampling.temperature or sampling.num_completions"
             )
+        asked = sum(self.ranks.gather([(self.ranks.index, num_questions(self.oracle) - asked_before)]))
         if self.ranks.is_first:
             write_rows(preferences.path, compared.rows)
             skips = {why: len(who) for why, who in compared.skipped.items()}
-            preferences.finish(rows=len(compared.rows), skipped=skips)
+            seconds = time.perf_counter() - started
+            preferences.finish(rows=len(compared.rows), skipped=skips, questions=asked, seconds=seconds)
         count = sum(len(item.row.comparisons) for item in compared.rows)
         skipped = f"; {describe_skipped(compared.skipped)}" if compared.skipped else ""
         self._say(number, f"{count:,} comparisons of {len(compared.rows):,} prompts{skipped}")
@@ -300,6 +344,7 @@ class Player:
             train_dataset=read_rows(self.preferences(number).path),
             eval_dataset=self.held_out or None,
             eval_oracle=self._judge,
+            measures=self._measures,
             # A server that keeps its weights does not know the policy that is trained.
             engine=self.engine if self.engine.takes_weights else None,
             processing_class=self.tokenizer,
@@ -317,7 +362,9 @@ class Player:
         if checkpoint is not None:
             check_same_recipe(checkpoint, recipe.to_yaml())
             self._say(number, f"resuming from {checkpoint}")
+        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        seconds = time.perf_counter() - started - trainer.evaluation_seconds
         metrics = _losses(trainer)
         if self.held_out:
             metrics |= {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
@@ -329,13 +376,16 @@ class Player:
         trainer.save_model(str(partial))
         if self.ranks.is_first:
             partial.rename(model.path)
-            model.finish(metrics=metrics)
+            model.finish(metrics=metrics, seconds=seconds)
+            if self.held_out and index == self._method.needs.fits - 1:
+                assert trainer.match is not None
+                write_samples(self.folder, trainer.match.last)
             for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
         self._say(number, f"{self._name_of(index)}trained, {_describe(metrics)}")
 
-    def _average(self, rounds: int, decay: float) -> None:
-        """The average of the models of all rounds, the start among them."""
+    def _average(self, rounds: int, decay: float) -> dict[str, float]:
+        """The average of the models of all rounds, the start among them, and its exact figures."""
         model = self._trainable(self._load(self.start()))
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
@@ -343,7 +393,9 @@ class Player:
             average.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
         with average.in_place(model):
             model.save_pretrained(str(self.folder / "average"))
+            figures = self._measure(model)
         self.tokenizer.save_pretrained(str(self.folder / "average"))
+        return figures
 
     # Models ----------------------------------------------------------------------------------------------------------
 

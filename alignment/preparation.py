@@ -32,6 +32,7 @@ from alignment.data import (
 )
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
+from alignment.textgame import is_address, read_address
 
 Announce = Callable[[str], None]
 
@@ -58,7 +59,13 @@ def write_report(data: PreparedData, folder: Path) -> None:
 
 def read_source(source: DataSource) -> ReadResult:
     """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
-    return read_rows(source.path, **source.model_dump(exclude={"path", "weight"}))
+    if not any(is_address(path) for path in source.path):
+        return read_rows(source.path, **source.model_dump(exclude={"path", "weight"}))
+    unread = sorted(source.model_fields_set - {"path", "weight", "limit"})
+    if len(source.path) > 1 or unread:
+        found = f"{len(source.path)} paths" if len(source.path) > 1 else f"also {', '.join(unread)}"
+        raise UserError(f"data: expected {source.path[0]} by itself, with limit or weight at most, got {found}")
+    return read_address(source.path[0], source.limit)
 
 
 def prepare_data(spec: RowsSpec, *, seed: int, announce: Announce) -> PreparedData:
@@ -99,7 +106,8 @@ def prepare_data(spec: RowsSpec, *, seed: int, announce: Announce) -> PreparedDa
             "decontaminate",
             drop_contaminated(train, (*evaluation, *against), ngram=rule.ngram, overlap=rule.overlap),
         )
-    elif spec.evaluation is not None:
+    elif spec.evaluation is not None and not is_address(spec.evaluation.path[0]):
+        # The text game has no other questions than those that it is played with.
         _refuse_shared_prompts(train, evaluation)
     weights = [source.weight for source in spec.sources if source.weight is not None]
     if weights:

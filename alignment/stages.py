@@ -167,11 +167,17 @@ def rollout(
             answers = policy.sample(bare, num_completions=num_completions, generator=generator)
             return answers, policy.texts(answers)
 
-    completions, responses = draw(sampler, sampling.temperature, sampling.num_completions)
-    opponents = None
-    if opponent:
-        _, opponents = draw(opponent, sampling.opponent_temperature, sampling.opponent_completions)
-    return Rollout(prompts=prompts, completions=completions, responses=responses, opponents=opponents)
+    num_own = sampling.num_completions
+    if opponent == sampler and sampling.opponent_temperature == sampling.temperature:
+        # One distribution: drawn together, the answers cost one generation instead of two.
+        drawn, texts = draw(sampler, sampling.temperature, num_own + sampling.opponent_completions)
+        responses, opponents = ([group[part] for group in texts] for part in (slice(num_own), slice(num_own, None)))
+        return Rollout(prompts=prompts, completions=drawn.first(num_own), responses=responses, opponents=opponents)
+    completions, responses = draw(sampler, sampling.temperature, num_own)
+    if not opponent:
+        return Rollout(prompts=prompts, completions=completions, responses=responses)
+    _, rivals = draw(opponent, sampling.opponent_temperature, sampling.opponent_completions)
+    return Rollout(prompts=prompts, completions=completions, responses=responses, opponents=rivals)
 
 
 @torch.no_grad()

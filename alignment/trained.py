@@ -16,6 +16,7 @@ from alignment.config.fitting import SFTRecipe
 from alignment.config.schema import without_nulls
 from alignment.errors import UserError
 from alignment.models import load_causal_model, load_policy
+from alignment.textgame import is_address, resolve_model
 
 _PARTS = ("final", "model")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
@@ -98,17 +99,18 @@ def find_model(name: str, *, checkpoint: int | None = None) -> TrainedModel:
     """Find a model by what a user calls it; its weights are not loaded yet.
 
     Args:
-        name: a run folder, a checkpoint or any other folder of a model, or a name on the Hub.
+        name: a run folder, a checkpoint or any other folder of a model, a name on the Hub, or ``textgame://model``.
         checkpoint: of a run folder, in place of its final model.
 
     Raises:
         UserError: if there is no such folder, no causal language model in it, or no such checkpoint.
     """
-    path = Path(name)
+    path = Path(resolve_model(name))
     if path.exists():
         folder = _model_folder(path, checkpoint)
         source = str(folder)
-        label = path.resolve().name if checkpoint is None else f"{path.resolve().name}/checkpoint-{checkpoint}"
+        label = name if is_address(name) else path.resolve().name
+        label += "" if checkpoint is None else f"/checkpoint-{checkpoint}"
     elif checkpoint is not None or name.count("/") > 1 or name.startswith(("/", ".")):
         raise UserError(f"expected the folder of a run or of a model, found no '{name}'")
     else:

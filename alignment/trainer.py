@@ -1,7 +1,8 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,7 @@ from alignment.iterations import (
 from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
-from alignment.oracles import PanelOracle
+from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy, score
 from alignment.rounds import answer_prompts
 from alignment.stages import (
@@ -81,6 +82,9 @@ from alignment.types import LossInputs, LossOutput, Method, Oracle
 from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
+
+Measure = Callable[[nn.Module], Mapping[str, float]]
+"""The policy -> figures by name."""
 
 # Prompts whose answers by the reference give the spread of each reward of a panel.
 _CALIBRATION_PROMPTS = 128
@@ -110,6 +114,7 @@ class PreferenceTrainer(Trainer):
         past_models: policies at the start of earlier rounds, the latest first, for a method that reads them.
         players: the other players' policies by name, for a method that reads them.
         eval_oracle: who judges answers to held-out prompts against those of the reference; ``None`` for ``oracle``.
+        measures: functions of the policy whose figures join those of every evaluation.
         engine: draws answers; ``None`` for the one that ``args`` describe where the method samples, else transformers.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
@@ -135,13 +140,18 @@ class PreferenceTrainer(Trainer):
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         eval_oracle: Oracle | None = None,
+        measures: Sequence[Measure] = (),
         engine: Engine | None = None,
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
     ) -> None:
         self.method = self._resolve_method(method, method_options)
         self.needs = self.method.needs
         check_needs(self.needs)
-        self.oracle = oracle
+        self.oracle = oracle if oracle is None or isinstance(oracle, PanelOracle) else settle(oracle)
+        self.measures = tuple(measures)
+        # What the oracle has been asked for training, by this process.
+        self.num_questions = 0
+        self.evaluation_seconds = 0.0
         if processing_class is None:
             raise UserError("expected processing_class=tokenizer, got None")
         if self.is_online and oracle is None:
@@ -191,7 +201,7 @@ class PreferenceTrainer(Trainer):
         if args.average_decay is not None:
             self.average = TrainableWeights(self.model)
             self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self._steps))
-        self.match = self._make_match(ref_model, oracle if eval_oracle is None else eval_oracle)
+        self.match = self._make_match(ref_model, self.oracle if eval_oracle is None else eval_oracle)
         if isinstance(oracle, PanelOracle) and oracle.uncalibrated:
             self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
@@ -204,6 +214,14 @@ class PreferenceTrainer(Trainer):
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
+
+    def count_oracle_calls(self) -> int:
+        """Verdicts that were trained on: questions to the oracle, or what the data set holds. All processes call it."""
+        if self.is_online:
+            asked = torch.tensor(self.num_questions, device=self.args.device)
+            return int(self.accelerator.reduce(asked, reduction="sum"))
+        assert isinstance(self.train_dataset, EncodedRows)
+        return sum(item.row.num_verdicts for item in self.train_dataset.rows)
 
     def _check_engine(self, args: AlignmentArguments) -> None:
         if self.is_online:
@@ -375,9 +393,11 @@ class PreferenceTrainer(Trainer):
         self._step = (self._step + 1) % self._steps
         if self._step == 0 or self.needs.stages > 1:
             generator = torch.Generator().manual_seed(self._sample_seed())
+            asked_before = num_questions(self.oracle)
             self._rolled = [self._annotate(inputs["batch"], generator) for inputs in batches]
             if self.groups is not None:
                 self._rolled = self.groups.combine(self._rolled, self._total, moves=True)
+            self.num_questions += num_questions(self.oracle) - asked_before
         annotated = self._rolled
         if self.needs.stages > 1:
             wrapper = self._extragradient()
@@ -605,6 +625,7 @@ class PreferenceTrainer(Trainer):
         Returns:
             Means over prompts, named with the prefix.
         """
+        started = time.perf_counter()
         self.model.eval()
         generator = torch.Generator().manual_seed(self.args.seed)
         has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
@@ -626,10 +647,13 @@ class PreferenceTrainer(Trainer):
         if self.match is not None and (eval_dataset is None or eval_dataset is self.eval_dataset):
             wins_PK = self.match.wins(self.anchors.model, step=self.state.global_step)
             metrics |= self.match.metrics(self.accelerator.gather(wins_PK.to(self.args.device)))
+        for measure in self.measures:
+            metrics |= measure(self.model)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.model.train()
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.evaluation_seconds += time.perf_counter() - started
         return metrics
 
     def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -674,6 +698,7 @@ class PreferenceTrainer(Trainer):
             state = {
                 "anchors": self.anchors.state_dict(),
                 "groups": None if self.groups is None else self.groups.state,
+                "num_questions": self.num_questions,
                 "average": None if self.average is None else self.average.values,
             }
             torch.save(state, folder / f"{STATE_FILE}.partial")
@@ -699,6 +724,7 @@ class PreferenceTrainer(Trainer):
             raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
         state = torch.load(state_file, map_location=self.args.device)
         self.anchors.load_state_dict(state["anchors"])
+        self.num_questions = state["num_questions"]
         if self.groups is not None:
             self.groups.state = state["groups"].cpu()
         if self.average is not None:

@@ -52,6 +52,17 @@ class Completions:
         """Number of completion tokens, int64."""
         return self.completion_mask_BGT.sum(-1)
 
+    def first(self, count: int) -> "Completions":
+        """The first so many completions of each prompt, without columns that only the others filled."""
+        mask_BGT = self.attention_mask_BGT[:, :count]
+        columns = int(mask_BGT.any(dim=(0, 1)).nonzero().max()) + 1
+        return Completions(
+            input_ids_BGT=self.input_ids_BGT[:, :count, :columns],
+            attention_mask_BGT=mask_BGT[..., :columns],
+            completion_mask_BGT=self.completion_mask_BGT[:, :count, :columns],
+            valid_BG=self.valid_BG[:, :count],
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Completions":
         """The same on another device."""
         return Completions(

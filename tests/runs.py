@@ -15,7 +15,7 @@ _SMALL = (
 )
 
 
-def small_run(folder: Path, *overrides: str, recipe: str = "quickstart/dpo") -> Path:
+def small_run(folder: Path, *overrides: str, recipe: str = "dpo/tiny") -> Path:
     """Train two steps by a shipped recipe, with a tiny model and a step size that moves it."""
     path = ROOT / "recipes" / f"{recipe}.yaml"
     loop.run(load_recipe(path, [*_SMALL, *overrides, f"output_dir={folder}"]).recipe)

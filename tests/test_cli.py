@@ -20,10 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     [],
     ["train"],
+    ["rollout"],
+    ["judge"],
+    ["annotate"],
     ["sft"],
     ["reward"],
     ["sample"],
     ["export"],
+    ["score"],
+    ["report"],
     ["doctor"],
     ["diagnose"],
     ["crossplay"],
@@ -85,8 +90,25 @@ def test_every_command_has_help(run: Run, command: list[str]) -> None:
     code, out, err = run(*command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith("Usage: alignment")
-    is_group = command in ([], ["recipes"])
-    assert is_group or f"Example: alignment {' '.join(command)}" in out
+    assert f"Example: alignment {' '.join(command)}" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(*command, "--help")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith("...") and "Usage" not in line], "what a command does is whole"
+
+
+def test_a_shell_can_complete_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "_ALIGNMENT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "alignment rep",
+        "COMP_CWORD": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run() == (0, "report\n", "")
 
 
 def test_version(run: Run) -> None:
@@ -123,20 +145,20 @@ def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["alignment.loop"], "run", interrupt)
-    assert run("train", "recipes/quickstart/dpo.yaml")[0] == 130
+    assert run("train", "recipes/dpo/tiny.yaml")[0] == 130
 
 
 # train
 
 
 def test_train_hands_the_recipe_to_the_loop(run: Run, trained: list[Recipe]) -> None:
-    code, out, err = run("train", str(ROOT / "recipes/quickstart/dpo.yaml"), "seed=7")
+    code, out, err = run("train", str(ROOT / "recipes/dpo/tiny.yaml"), "seed=7")
     assert (code, out, err) == (0, "", "")
     assert [recipe.seed for recipe in trained] == [7]
 
 
 def test_train_prints_what_a_swap_dropped(run: Run, trained: list[Recipe]) -> None:
-    recipe = str(ROOT / "recipes/quickstart/dpo.yaml")
+    recipe = str(ROOT / "recipes/dpo/tiny.yaml")
     code, _, err = run("train", recipe, "method.name=ipo", "method.tau=0.1")
     assert (code, err) == (0, "note: method dpo -> ipo: dropped beta; set tau=0.1\n")
     assert trained[0].method == {"name": "ipo", "tau": 0.1}
@@ -146,7 +168,7 @@ def test_one_process_of_a_launch_prints_the_notes(
     run: Run, trained: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    recipe = str(ROOT / "recipes/quickstart/dpo.yaml")
+    recipe = str(ROOT / "recipes/dpo/tiny.yaml")
     assert run("train", recipe, "method.name=ipo", "method.tau=0.1") == (0, "", "")
 
 
@@ -168,7 +190,7 @@ def test_one_process_of_a_launch_prints_the_notes(
 def test_a_users_mistake_is_a_line_and_nothing_runs(
     run: Run, trained: list[Recipe], overrides: list[str], lines: list[str]
 ) -> None:
-    code, out, err = run("train", str(ROOT / "recipes/quickstart/dpo.yaml"), *overrides)
+    code, out, err = run("train", str(ROOT / "recipes/dpo/tiny.yaml"), *overrides)
     assert (code, out, err.splitlines()) == (2, "", lines)
     assert not trained
 
@@ -180,7 +202,7 @@ def test_a_file_that_is_missing_later_is_a_line_too(
         Path("none.jsonl").read_text()
 
     monkeypatch.setattr(sys.modules["alignment.loop"], "run", open_data)
-    code, _, err = run("train", str(ROOT / "recipes/quickstart/dpo.yaml"))
+    code, _, err = run("train", str(ROOT / "recipes/dpo/tiny.yaml"))
     assert (code, err) == (2, "error: no such file: 'none.jsonl'\n")
 
 
@@ -312,7 +334,7 @@ def test_wrong_options_of_game(run: Run, arguments: list[str], line: str) -> Non
 def test_recipes_list(run: Run) -> None:
     code, out, _ = run("recipes", "list")
     assert code == 0
-    assert any(line.startswith("recipes/quickstart/dpo.yaml ") and "CPU" in line for line in out.splitlines())
+    assert any(line.startswith("recipes/dpo/tiny.yaml ") and "CPU" in line for line in out.splitlines())
     listed = json.loads(run("recipes", "list", "--json")[1])
     assert [row["recipe"] for row in listed] == [line.split()[0] for line in out.splitlines()]
     assert not any("accelerate" in row["recipe"] for row in listed)
@@ -321,9 +343,9 @@ def test_recipes_list(run: Run) -> None:
 def test_recipes_copy_does_not_overwrite(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "mine"
     assert run("recipes", "copy", str(folder))[0] == 0
-    copied = folder / "quickstart" / "dpo.yaml"
+    copied = folder / "dpo" / "tiny.yaml"
     shipped = copied.read_text()
-    assert shipped == (ROOT / "recipes/quickstart/dpo.yaml").read_text()
+    assert shipped == (ROOT / "recipes/dpo/tiny.yaml").read_text()
     copied.write_text("edited")
     code, _, err = run("recipes", "copy", str(folder))
     assert code == 2

@@ -580,7 +580,7 @@ def test_contradicting_training_keys_are_a_users_error(write: Write) -> None:
 
 
 def test_another_kind_of_oracle_brings_its_own_keys(write: Write) -> None:
-    write("extends: recipes/quickstart/egpo.yaml", "base.yaml")
+    write("extends: recipes/egpo/tiny.yaml", "base.yaml")
     noisy = load_recipe(write("extends: base.yaml\noracle: {flip: 0.1}")).recipe
     assert noisy.oracle == {"kind": "rule", "rule": "shorter", "flip": 0.1}
     crowd = {"kind": "mixture", "members": [{"kind": "rule", "rule": "shorter"}]}

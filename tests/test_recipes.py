@@ -103,8 +103,8 @@ def test_the_two_recipes_on_hh_differ_in_their_loss_only() -> None:
     assert {key for key in trees[0] if trees[0][key] != trees[1][key]} == {"method", "output_dir"}
 
 
-def test_the_pairs_of_the_quickstart_are_sound() -> None:
-    rows = [json.loads(line) for line in (FOLDER / "quickstart" / "pairs.jsonl").read_text().splitlines()]
+def test_the_pairs_of_the_tiny_recipes_are_sound() -> None:
+    rows = [json.loads(line) for line in (FOLDER / "base" / "pairs.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 120
     assert all(row.keys() == {"prompt", "chosen", "rejected"} and row["chosen"] != row["rejected"] for row in rows)
     # Length alone must not tell the two apart, or the example would teach brevity and nothing else.

@@ -76,7 +76,7 @@ def test_every_kind_of_folder_is_found(runs: Mapping[str, Path], command: Comman
 
 
 def test_a_prompt_is_what_it_was_in_the_data(runs: Mapping[str, Path], command: Command) -> None:
-    """The quickstart's strings are raw text: the default equals that role and not the other one."""
+    """The strings of base/pairs.jsonl are raw text: the default equals that role and not the other one."""
     asked = (runs["whole"], "--prompt", "Say hello.", "--num", 16, "--max-new-tokens", 16)
     default, text, user = (command(*asked, *role) for role in ((), ("--role", "text"), ("--role", "user")))
     assert default == text != user

@@ -188,3 +188,20 @@ def test_bibtex() -> None:
     assert entry.startswith("@misc{doe,\n") and entry.endswith("\n}")
     for line in ("title = {{On Games}}", "author = {Doe, Jane and others}", "year = {2024}", "eprint = {2401.00001}"):
         assert line in entry
+
+
+def test_the_first_completions_lose_the_columns_of_the_others() -> None:
+    """Two prompts, three completions of 1, 2 and 4 tokens after one of the prompt."""
+    length_G = torch.tensor([1, 2, 4])
+    answer_BGT = (torch.arange(4) < length_G[:, None]).expand(2, 3, 4)
+    prompt_BG1 = torch.ones(2, 3, 1, dtype=torch.bool)
+    completions = Completions(
+        input_ids_BGT=torch.arange(30).reshape(2, 3, 5),
+        attention_mask_BGT=torch.cat([prompt_BG1, answer_BGT], dim=-1),
+        completion_mask_BGT=torch.cat([~prompt_BG1, answer_BGT], dim=-1),
+        valid_BG=torch.ones(2, 3, dtype=torch.bool),
+    )
+    first = completions.first(2)
+    assert first.input_ids_BGT.tolist() == [[[0, 1, 2], [5, 6, 7]], [[15, 16, 17], [20, 21, 22]]]
+    assert first.lengths_BG.tolist() == [[1, 2]] * 2
+    assert torch.equal(completions.first(3).input_ids_BGT, completions.input_ids_BGT)

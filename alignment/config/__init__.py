@@ -28,7 +28,7 @@ from alignment.config.validation import validate_recipe
 
 if TYPE_CHECKING:
     from alignment.arguments import AlignmentArguments
-    from alignment.config.arguments import build_arguments, build_callbacks
+    from alignment.config.arguments import build_arguments, build_callbacks, build_measures
 
 __all__ = [
     "AlignmentArguments",
@@ -46,6 +46,7 @@ __all__ = [
     "TinySpec",
     "build_arguments",
     "build_callbacks",
+    "build_measures",
     "card_needs",
     "card_solution",
     "load_recipe",
@@ -82,6 +83,7 @@ _LAZY = {
     "AlignmentArguments": "alignment.arguments",
     "build_arguments": "alignment.config.arguments",
     "build_callbacks": "alignment.config.arguments",
+    "build_measures": "alignment.config.arguments",
 }
 
 

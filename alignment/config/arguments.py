@@ -1,13 +1,16 @@
 """From a recipe to the arguments of its trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from alignment.arguments import AlignmentArguments
 from alignment.config.schema import EvaluationSpec, Recipe
 from alignment.errors import UserError
+
+Measure = Callable[[nn.Module], Mapping[str, float]]
 
 
 def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> AlignmentArguments:
@@ -56,6 +59,16 @@ def build_callbacks(recipe: Recipe) -> list[TrainerCallback]:
     """What a recipe wants done between steps."""
     spec = recipe.early_stopping
     return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
+
+
+def build_measures(recipe: Recipe) -> list[Measure]:
+    """What is computed of the policy in every evaluation besides losses and win rates."""
+    exact = None if recipe.evaluation is None else recipe.evaluation.exact
+    if exact is None:
+        return []
+    from alignment.textgame import ExactFigures, shared_game
+
+    return [ExactFigures(shared_game(), tau=exact.tau)]
 
 
 def _current_names(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -351,6 +351,12 @@ class EarlyStoppingSpec(Block):
     threshold: float = Field(default=0.0, ge=0)
 
 
+class ExactSpec(Block):
+    """Exact figures of a model of the text game; the duality gap is that at this tau, 0 for the unregularised one."""
+
+    tau: float = Field(ge=0, allow_inf_nan=False)
+
+
 class EvaluationSpec(Block):
     """The win rate against the reference on held-out prompts.
 
@@ -362,6 +368,7 @@ class EvaluationSpec(Block):
         max_new_tokens: the longest of them; ``None`` for what the recipe samples or reads from its data.
         num_prompts: a random choice of so many held-out prompts; ``None`` for all.
         opponents: whom the policy meets.
+        exact: also exact figures, where the policy plays the text game.
     """
 
     every: int | None = Field(default=None, gt=0)
@@ -371,6 +378,7 @@ class EvaluationSpec(Block):
     max_new_tokens: int | None = Field(default=None, gt=0)
     num_prompts: int | None = Field(default=None, gt=0)
     opponents: list[Literal["ref"]] = Field(default=["ref"], min_length=1, max_length=1)
+    exact: ExactSpec | None = None
 
     @model_validator(mode="after")
     def _greedy_gives_one_answer(self) -> Self:
@@ -413,6 +421,16 @@ class Recipe(Block):
             raise ValueError(
                 f"expected the rhythm of evaluation from evaluation.every alone, got {every} there and "
                 f"{' and '.join(differing)}; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_figures_are_of_the_text_game(self) -> Self:
+        is_asked = self.evaluation is not None and self.evaluation.exact is not None
+        if is_asked and not (self.policy.model or "").startswith("textgame://"):
+            raise ValueError(
+                "expected policy.model: textgame://model with evaluation.exact: its answers can all be enumerated; got "
+                f"{'policy.tiny' if self.policy.model is None else self.policy.model}"
             )
         return self
 

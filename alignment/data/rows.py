@@ -72,6 +72,12 @@ class Row:
     group: str | None = None
     source: str
 
+    @property
+    def num_verdicts(self) -> int:
+        """How often somebody was asked: once for each comparison; without any, once for each score."""
+        scores = len(self.scores or ()) + sum(len(member.scores) for member in self.panel)
+        return len(self.comparisons) or scores
+
     def __post_init__(self) -> None:
         _check_prompt(self)
         _check_text(self)

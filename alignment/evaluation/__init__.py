@@ -1,5 +1,20 @@
-"""How good a policy is: win rates with their intervals."""
+"""How good a policy is: win rates with their intervals, and the scores of judgements that exist already.
 
-from alignment.evaluation.win_rate import ReferenceMatch, WinRate, interval, win_rate
+Names are imported when they are first used: the win rate of a training run needs the whole language-model stack, the
+scorers need numpy and scipy.
+"""
 
-__all__ = ["ReferenceMatch", "WinRate", "interval", "win_rate"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignment.evaluation.win_rate import Met, ReferenceMatch, WinRate, interval
+
+# Not the function win_rate: the package already has a module of this name.
+__all__ = ["Met", "ReferenceMatch", "WinRate", "interval"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("alignment.evaluation.win_rate"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'; it has {', '.join(__all__)}")

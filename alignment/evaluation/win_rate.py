@@ -8,7 +8,7 @@ Shape letters: ``P`` prompts, ``C`` prompts of a chunk, ``K`` oracles, ``G`` ans
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,25 @@ def interval(wins_NP: Tensor) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(low_N), torch.as_tensor(high_N)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Met:
+    """Two answers to a prompt that have met.
+
+    Attributes:
+        prompt: as the oracle reads it.
+        policy: the policy's answer.
+        ref: the reference's.
+        win: probability that the policy's is better, the mean over oracles.
+        members: the same by each member of a panel.
+    """
+
+    prompt: str
+    policy: str
+    ref: str
+    win: float
+    members: Mapping[str, float]
+
+
 class ReferenceMatch:
     """Meets the policy's answers to held-out prompts with those of the reference, which are sampled once, here.
 
@@ -102,6 +121,9 @@ class ReferenceMatch:
         seed: of the choice and of all answers.
         process: this process's number, and how many there are: each takes its own prompts.
         shows_progress: a bar on stderr while answers are sampled.
+
+    Attributes:
+        last: what met in the latest call of :meth:`wins` on this process; nothing where responses are enumerated.
 
     Raises:
         UserError: if a member of the panel has a name that its metrics would share with another.
@@ -139,6 +161,7 @@ class ReferenceMatch:
         places = range(process[0], num_own * process[1], process[1])
         self.rows = [chosen[place % len(chosen)] for place in places]
         self.counts_P = torch.tensor([place < len(chosen) for place in places])
+        self.last: tuple[Met, ...] = ()
         if speaker is None:
             self._ref_PG = self._probabilities(policy_of, "ref")
         else:
@@ -176,8 +199,18 @@ class ReferenceMatch:
             for ours, theirs in zip(group, rivals, strict=True)
         ]
         columns = [list(column) for column in zip(*asked, strict=True)]
-        wins = [ask(member, *columns).reshape(len(self.rows), -1).mean(-1) for member in self.members]
-        return torch.stack(wins, dim=-1)
+        wins_NK = torch.stack([ask(member, *columns) for member in self.members], dim=-1)
+        self.last = tuple(
+            Met(
+                prompt=str(prompt),
+                policy=ours,
+                ref=theirs,
+                win=sum(wins) / len(wins),
+                members=dict(zip(self.names, wins, strict=False)),
+            )
+            for (prompt, ours, theirs), wins in zip(asked, wins_NK.tolist(), strict=True)
+        )
+        return wins_NK.reshape(len(self.rows), -1, len(self.members)).mean(1)
 
     def metrics(self, wins_PK: Tensor) -> dict[str, float]:
         """The mean over oracles with its interval; of a panel also that of each, and that of the lowest.

@@ -1,6 +1,6 @@
 """Preference oracles: who says which of two answers is better."""
 
-from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix
+from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix, settle
 from alignment.oracles.build import build_oracle, check_oracle, deciding_keys
 from alignment.oracles.combine import (
     CalibratedOracle,
@@ -9,6 +9,7 @@ from alignment.oracles.combine import (
     PanelOracle,
     TiedOracle,
     VerdictOracle,
+    num_questions,
 )
 from alignment.oracles.ledger import Accounts, Budget, Figures
 from alignment.oracles.matrix import MatrixOracle
@@ -37,5 +38,7 @@ __all__ = [
     "build_oracle",
     "check_oracle",
     "deciding_keys",
+    "num_questions",
     "preference_matrix",
+    "settle",
 ]

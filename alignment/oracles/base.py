@@ -28,10 +28,16 @@ def ask(oracle: Oracle, prompts: Sequence[str], left: Sequence[str], right: Sequ
         UserError: if the oracle answers something that is not a probability, or a rule or a matrix gives two orders
             that do not add up to one; the question is quoted.
     """
+    settled = settle(oracle)
+    settled.num_questions += len(prompts)
+    return answers_of(settled, prompts, left, right)
+
+
+def settle(oracle: Oracle) -> "SettledOracle":
+    """The oracle with both presentation orders averaged; one that is settled stays as it is."""
     if isinstance(oracle, SettledOracle):
-        return answers_of(oracle, prompts, left, right)
-    averaged = BothOrders(oracle, is_exact=isinstance(oracle, RuleOracle | MatrixOracle))
-    return averaged.prefer(list(prompts), list(left), list(right))
+        return oracle
+    return SettledOracle(BothOrders(oracle, is_exact=isinstance(oracle, RuleOracle | MatrixOracle)))
 
 
 def preference_matrix(oracle: Oracle, prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> Tensor:
@@ -57,10 +63,14 @@ class SettledOracle:
 
     Args:
         oracle: made of :class:`BothOrders` or :class:`OneOrder`, and of what keeps the sum.
+
+    Attributes:
+        num_questions: how many :func:`ask` has put to it.
     """
 
     def __init__(self, oracle: Oracle) -> None:
         self.oracle = oracle
+        self.num_questions = 0
 
     def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
         """Probabilities [N] that ``left`` beats ``right``."""

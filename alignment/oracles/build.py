@@ -119,6 +119,20 @@ class ModelBudget(BaseModel):
     calls: int = Field(gt=0)
 
 
+class TextGameSpec(OracleSpec):
+    """The annotators of the text game: all of them, or one of their groups."""
+
+    group: Literal["schools", "minority"] | None = None
+
+    def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
+        # The game is made of oracles, and loads a language model.
+        from alignment.textgame import shared_game
+
+        oracle = shared_game().oracle(self.group)
+        content = oracle.prefs_XAA.numpy().tobytes()
+        return _exact(oracle, self, {"kind": "textgame", "group": self.group}, content, accounts)
+
+
 class RewardSpec(OracleSpec):
     """A Bradley-Terry reward model."""
 
@@ -399,6 +413,7 @@ def _is_reward(member: Mapping[str, Any]) -> bool:
 KINDS: Mapping[str, type[OracleSpec]] = {
     "rule": RuleSpec,
     "matrix": MatrixSpec,
+    "textgame": TextGameSpec,
     "bradley_terry": RewardSpec,
     "pairwise": PairwiseSpec,
     "language_model": LanguageModelSpec,
@@ -431,10 +446,10 @@ def build_oracle(
     """Build an oracle.
 
     Args:
-        spec: ``{kind: rule, rule: NAME or module:function}``, ``{kind: matrix, path: FILE}``, ``{kind: bradley_terry,
-            model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model: ...}``, ``{kind: judge,
-            model: ..., base_url: ...}``, ``{kind: mixture, members: [...], weights: [...]}`` or ``{kind: panel,
-            members: {name: ...}}``; all but the last with ``flip``, ``ties`` or ``verdict_seed``.
+        spec: ``{kind: rule, rule: NAME or module:function}``, ``{kind: matrix, path: FILE}``, ``{kind: textgame}``,
+            ``{kind: bradley_terry, model: ...}``, ``{kind: pairwise, model: ...}``, ``{kind: language_model, model:
+            ...}``, ``{kind: judge, model: ..., base_url: ...}``, ``{kind: mixture, members: [...], weights: [...]}`` or
+            ``{kind: panel, members: {name: ...}}``; all but the last with ``flip``, ``ties`` or ``verdict_seed``.
         device: where its models go.
         accounts: where verdicts and costs are kept; ``None`` keeps them in memory, unless a ledger is a file.
 

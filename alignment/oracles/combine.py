@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.oracles.base import SettledOracle, answers_of
+from alignment.oracles.base import SettledOracle, answers_of, settle
 from alignment.types import Oracle
 
 
@@ -43,13 +43,19 @@ class PanelOracle(MixtureOracle):
     """
 
     def __init__(self, members: Mapping[str, Oracle]) -> None:
-        super().__init__(list(members.values()))
+        super().__init__([settle(member) for member in members.values()])
         self.names = tuple(members)
 
     @property
     def uncalibrated(self) -> tuple["CalibratedOracle", ...]:
         """Members whose scale is not known yet."""
         return tuple(member for member in self.members if isinstance(member, CalibratedOracle) and member.sd is None)
+
+
+def num_questions(oracle: Oracle | None) -> int:
+    """How many questions a settled oracle has been asked, or the members of a panel all together."""
+    members = oracle.members if isinstance(oracle, PanelOracle) else (oracle,)
+    return sum(member.num_questions for member in members if isinstance(member, SettledOracle))
 
 
 class CalibratedOracle(SettledOracle):

@@ -5,12 +5,13 @@ Shape letters: ``X`` questions, ``A`` answers to each, ``K`` oracles.
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignment.data import Comparison, Row, Turn, collate, encode_rows
+from alignment.data import Row, Turn, collate, encode_rows
 from alignment.games import PanelGame, PreferenceGame
 from alignment.oracles import PanelOracle
 from alignment.policies import CausalLMPolicy, score
@@ -58,7 +59,6 @@ class TextGame:
     ) -> None:
         self.world, self.tokenizer, self.answers = world, tokenizer, answers
         self.ref = ref.eval().requires_grad_(False)
-        self._ref_XA: Tensor | None = None
 
     @classmethod
     def build(cls, *, seed: int = 0) -> "TextGame":
@@ -83,41 +83,20 @@ class TextGame:
             for x, question in enumerate(self.world.questions)
         )
 
-    def preferences(self, count: int, *, num_completions: int = 2, seed: int) -> tuple[Row, ...]:
-        """A preference data set: i.i.d. answers of the reference, every pair decided by one annotator of the crowd.
-
-        Args:
-            count: rows, spread evenly over the questions.
-            num_completions: answers in a row.
-            seed: of the answers and the annotators.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        prefs_XAA = self.game(tau=0.0).prefs_XAA
-        first, second = torch.triu_indices(num_completions, num_completions, offset=1)
-        rows = []
-        for n in range(count):
-            x = n % len(self.world.questions)
-            drawn_G = torch.multinomial(self.ref_XA[x], num_completions, replacement=True, generator=generator)
-            wins_N = torch.bernoulli(prefs_XAA[x, drawn_G[first], drawn_G[second]], generator=generator).tolist()
-            rows.append(
-                Row(
-                    prompt=(Turn("user", self.world.questions[x]),),
-                    responses=tuple(self.world.answers[x][a] for a in drawn_G.tolist()),
-                    comparisons=tuple(
-                        Comparison(i, j) if wins else Comparison(j, i)
-                        for i, j, wins in zip(first.tolist(), second.tolist(), wins_N, strict=True)
-                    ),
-                    source=f"textgame:{n + 1}",
-                )
-            )
-        return tuple(rows)
-
-    @property
+    @cached_property
     def ref_XA(self) -> Tensor:
         """Probabilities of the answers under the reference, normalised among them."""
-        if self._ref_XA is None:
-            self._ref_XA = self.policy_XA(self.ref).policy_XA
-        return self._ref_XA
+        return self.policy_XA(self.ref).policy_XA
+
+    @cached_property
+    def crowd_preferences(self) -> Tensor:
+        """``P(y > y')`` of an annotator drawn from the crowd, [X, A, A]."""
+        return self.world.prefs_XAA(self.world.weights_S)
+
+    @cached_property
+    def group_preferences(self) -> dict[str, Tensor]:
+        """The same of an annotator drawn from each group, by the group's name."""
+        return {name: self.world.prefs_XAA(weights_S) for name, weights_S in self.world.groups().items()}
 
     @torch.no_grad()
     def policy_XA(self, policy: nn.Module | CausalLMPolicy) -> EnumeratedPolicy:
@@ -146,23 +125,20 @@ class TextGame:
 
     def game(self, *, tau: float) -> PreferenceGame:
         """The crowd's preference, around the reference."""
-        return PreferenceGame(prefs_XAA=self.world.prefs_XAA(self.world.weights_S), ref_XA=self.ref_XA, tau=tau)
+        return PreferenceGame(prefs_XAA=self.crowd_preferences, ref_XA=self.ref_XA, tau=tau)
 
     def panel_game(self, *, tau: float) -> PanelGame:
         """The groups' preferences, around the reference; a group's utility is its ``P(y > ref)``."""
-        prefs_KXAA = torch.stack([self.world.prefs_XAA(weights_S) for weights_S in self.world.groups().values()])
-        return PanelGame(prefs_KXAA=prefs_KXAA, ref_XA=self.ref_XA, tau=tau)
+        return PanelGame(prefs_KXAA=torch.stack(list(self.group_preferences.values())), ref_XA=self.ref_XA, tau=tau)
 
-    def oracle(self) -> AnswerOracle:
-        """The crowd as an oracle."""
-        return self._oracle(self.world.weights_S)
+    def oracle(self, group: str | None = None) -> AnswerOracle:
+        """The crowd as an oracle, or one of its groups."""
+        prefs_XAA = self.crowd_preferences if group is None else self.group_preferences[group]
+        return AnswerOracle(prefs_XAA, self.world.questions, self.world.answers)
 
     def panel(self) -> PanelOracle:
         """The groups as oracles, asked one by one."""
-        return PanelOracle({name: self._oracle(weights_S) for name, weights_S in self.world.groups().items()})
-
-    def _oracle(self, weights_S: Tensor) -> AnswerOracle:
-        return AnswerOracle(self.world.prefs_XAA(weights_S), self.world.questions, self.world.answers)
+        return PanelOracle({name: self.oracle(name) for name in self.group_preferences})
 
 
 def _rows_of(completions: Completions, start: int) -> Completions:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -52,14 +54,36 @@ def supervised_model(
         seed: of the weights and of the drawn answers.
     """
     model = tiny_model(tokenizer, **_SHAPE, seed=seed)
-    key = json.dumps([_SHAPE, _SUPERVISION, seed, world.answers, world.habits_XA.tolist(), torch.__version__])
-    path = cache_folder("textgame") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    key = _key(world, seed)
+    path = _cached(key).with_suffix(".safetensors")
     if path.exists():
         model.load_state_dict(read_entry(path, key, "weights of the text game's model").tensors)
         return model
     _supervise(model, world.habits_XA, answers, torch.Generator().manual_seed(seed))
     write_entry(path, key, Entry(tensors=model.state_dict(), notes={}))
     return model
+
+
+def model_folder(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM, *, seed: int) -> Path:
+    """Where the supervised model and its tokenizer stand as transformers load them; written if they are not there."""
+    folder = _cached(_key(world, seed))
+    if not folder.exists():
+        partial = folder.with_suffix(f".{os.getpid()}.partial")
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        # Another process may have been faster; then its folder stays.
+        if not folder.exists():
+            partial.rename(folder)
+    return folder
+
+
+def _key(world: World, seed: int) -> str:
+    """Everything that decides the weights."""
+    return json.dumps([_SHAPE, _SUPERVISION, seed, world.answers, world.habits_XA.tolist(), torch.__version__])
+
+
+def _cached(key: str) -> Path:
+    return cache_folder("textgame") / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _supervise(model: LlamaForCausalLM, habits_XA: Tensor, answers: Completions, generator: torch.Generator) -> None:

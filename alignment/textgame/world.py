@@ -19,16 +19,16 @@ NOUNS = ("boat", "bell", "chair", "clock", "door", "drum", "fence", "lamp", "mir
 TONES = ("Gladly,", "Well,", "Indeed,", "Friend,", "Look,")
 CERTAINTIES = ("surely", "probably", "perhaps")
 DETAILS = ("slowly.", "slowly and gently.", "slowly and gently, twice over.")
-CLOSINGS = ("Enjoy!", "Ask again.", "That is all.", "Rest in between.")
+CLOSINGS = ("Enjoy!", "Ask again.", "That is all.", "Rest in between.", "Good luck!", "Take care.")
 
 MINORITY_SHARE = 0.12
 # How people answer at first: the tone by its distance from the question's favourite, then the other choices.
 _TONE_HABIT = (0.5, 0.02, 0.03, 0.15, 0.3)
 _CERTAINTY_HABIT = (0.5, 0.3, 0.2)
 _DETAIL_HABIT = (0.25, 0.45, 0.3)
-_CLOSING_HABIT = (0.4, 0.3, 0.2, 0.1)
+_CLOSING_HABIT = (0.3, 0.25, 0.2, 0.1, 0.1, 0.05)
 # Utility of a tone, from first to last in an annotator's order, and of one level of detail.
-_TONE_RANGE, _DETAIL_STEP = 2.0, 0.2
+_TONE_RANGE, _DETAIL_STEP = 2.0, 0.3
 # Logits per unit of utility: how sure an annotator is.
 _SHARPNESS = 4.0
 
@@ -62,9 +62,19 @@ class World:
                 prefs_XAA += weight * logits_XAA.sigmoid()
         return prefs_XAA
 
+    @property
+    def minority(self) -> int:
+        """The number of the annotator who is the minority."""
+        return len(self.weights_S) - 1
+
+    def prefers(self, annotators_N: Tensor, x: int, first_N: Tensor, second_N: Tensor) -> Tensor:
+        """Probabilities [N] that annotators prefer the first of two answers to a question, by their numbers."""
+        utilities_SA = self.utilities_SXA[:, x]
+        return (_SHARPNESS * (utilities_SA[annotators_N, first_N] - utilities_SA[annotators_N, second_N])).sigmoid()
+
     def groups(self) -> dict[str, Tensor]:
         """The groups that a panel is made of: name -> weights [S] of their annotators."""
-        is_minority_S = torch.arange(len(self.weights_S)) == len(self.weights_S) - 1
+        is_minority_S = torch.arange(len(self.weights_S)) == self.minority
         return {
             "schools": torch.where(is_minority_S, 0.0, self.weights_S),
             "minority": torch.where(is_minority_S, self.weights_S, 0.0),

@@ -38,7 +38,7 @@ from alignment.methods import build_method
 from alignment.oracles.base import OneOrder, SettledOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
-from alignment.textgame import TextGame
+from alignment.textgame import TextGame, draw_rows
 from alignment.trainer import PreferenceTrainer
 
 TAU = 0.04
@@ -252,8 +252,9 @@ def fit(
 
 def play_dpo(text: TextGame, setting: Setting, folder: str, budget: int) -> list[dict[str, float]]:
     """The curve of DPO at the beta that ends lowest; a comparison is a question."""
-    steps = budget // (30 * PAIRS)
-    rows = text.preferences(30 * steps, num_completions=ANSWERS, seed=0)
+    # Sixteen answers a row, each of their 120 pairs decided: as many answers a step as the other methods read.
+    steps = budget // (15 * 120)
+    rows = draw_rows(text, "comparisons", 15 * steps)
     encoded = encode_rows(rows, text.tokenizer, max_prompt_length=32, max_completion_length=32).rows
     curves = []
     for beta in BETAS:
@@ -261,7 +262,7 @@ def play_dpo(text: TextGame, setting: Setting, folder: str, budget: int) -> list
         trainer = PreferenceTrainer(
             model=text.policy(),
             ref_model=text.ref,
-            args=arguments(folder, setting, max_steps=steps),
+            args=arguments(folder, setting, max_steps=steps, per_device_train_batch_size=15),
             train_dataset=encoded,
             processing_class=text.tokenizer,
             method={**setting.method, "beta": beta},

@@ -10,7 +10,7 @@ from tests.distributed.launches import launch, losses, parameters, write_lists
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-RECIPE = "recipes/quickstart/dpo.yaml"
+RECIPE = "recipes/dpo/tiny.yaml"
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_lists_on_two_processes_equal_one(tmp_path: Path) -> None:
 
 def test_two_stages_on_two_processes(tmp_path: Path) -> None:
     """Extragradient with rollouts on both ranks runs, and ends with finite weights."""
-    said = launch(tmp_path / "egpo", processes=2, batch=2, recipe="recipes/quickstart/egpo.yaml")
+    said = launch(tmp_path / "egpo", processes=2, batch=2, recipe="recipes/egpo/tiny.yaml")
     assert "2 process(es), MULTI_CPU" in said and "win rate" in said
     assert parameters(tmp_path / "egpo").isfinite().all()
 

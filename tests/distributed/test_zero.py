@@ -15,7 +15,7 @@ from alignment.launch import check_deepspeed
 from alignment.methods import build_method
 from tests.distributed.launches import ROOT, launch, losses, parameters, write_lists
 
-RECIPE = "recipes/quickstart/dpo.yaml"
+RECIPE = "recipes/dpo/tiny.yaml"
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None,
     reason="DeepSpeed compiles its communication on a CPU: install g++ and ninja",
@@ -31,7 +31,7 @@ from alignment.data import read_rows
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainers import DPOTrainer
 
-rows = read_rows("recipes/quickstart/pairs.jsonl").rows
+rows = read_rows("recipes/base/pairs.jsonl").rows
 args = AlignmentArguments(output_dir=sys.argv[1], max_steps=1, per_device_train_batch_size=4, save_strategy="no",
                           use_cpu=True, disable_tqdm=True)
 tokenizer = tiny_tokenizer([row.prompt[0].content for row in rows], vocab_size=300)
@@ -106,7 +106,7 @@ def test_the_optimizer_state_is_partitioned(tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.distributed
 def test_two_stages_are_refused(tmp_path: Path) -> None:
-    recipe = "recipes/quickstart/egpo.yaml"
+    recipe = "recipes/egpo/tiny.yaml"
     said = launch(tmp_path / "egpo", processes=2, batch=2, recipe=recipe, config="zero2_cpu", fails=True)
     assert "error: the method has 2 stages an iteration: expected a launch without DeepSpeed" in said
 

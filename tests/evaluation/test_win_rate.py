@@ -15,7 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.data import EncodedRow, Row, Turn, encode_rows, stop_token_ids
 from alignment.errors import UserError
-from alignment.evaluation import ReferenceMatch, interval, win_rate
+from alignment.evaluation import ReferenceMatch, interval
+from alignment.evaluation.win_rate import win_rate
 from alignment.oracles import PanelOracle, RuleOracle
 from alignment.oracles.rules import shorter
 from alignment.policies import CausalLMPolicy

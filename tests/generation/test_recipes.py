@@ -17,7 +17,7 @@ from tests.generation.vllm_stand_in import Stack
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = ROOT / "recipes" / "inpo" / "tiny.yaml"
-ONLINE = ROOT / "recipes" / "quickstart" / "egpo.yaml"
+ONLINE = ROOT / "recipes" / "egpo" / "tiny.yaml"
 MIXED = ["method.name=ipo_md", "method.mix=0.1"]
 SERVER = "sampling.server={base_url: 'http://127.0.0.1:9/v1', model: m, serves_policy: true, retries: 0}"
 VLLM_SERVER = "sampling.vllm={mode: server, base_url: 'http://127.0.0.1:9/v1', exchange_folder: x, concurrency: 4}"

@@ -140,5 +140,5 @@ def test_a_method_trains_against_a_reward_model(reward_folder: Path, tmp_path: P
         *("training.max_steps=2", "training.per_device_train_batch_size=2", "sampling.max_new_tokens=4"),
         *("training.logging_steps=1", "training.disable_tqdm=true", f"output_dir={tmp_path}"),
     ]
-    result = loop.run(load_recipe("recipes/quickstart/egpo.yaml", overrides).recipe)
+    result = loop.run(load_recipe("recipes/egpo/tiny.yaml", overrides).recipe)
     assert 0.0 < result.after["win_rate_vs_ref"] < 1.0

@@ -38,7 +38,7 @@ def overrides(server: Server, folder: Path, *more: str, **oracle: Any) -> list[s
 def online(server: Server, folder: Path, *more: str, **oracle: Any) -> list[str]:
     """One-stage self-play without held-out prompts: four iterations."""
     return [
-        str(ROOT / "recipes/quickstart/egpo.yaml"),
+        str(ROOT / "recipes/egpo/tiny.yaml"),
         *overrides(server, folder, "method.name=omd", "data.eval_fraction=0", "training.max_steps=4", *more, **oracle),
     ]
 
@@ -128,5 +128,5 @@ def test_a_continuation_may_cost_another_sum_but_asks_the_same_judge(tmp_path: P
 
 def test_a_rule_s_run_writes_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [*SMALL, "method.name=omd", "data.eval_fraction=0", "training.max_steps=1", f"output_dir={tmp_path}"]
-    loop.run(load_recipe(ROOT / "recipes/quickstart/egpo.yaml", changes).recipe)
+    loop.run(load_recipe(ROOT / "recipes/egpo/tiny.yaml", changes).recipe)
     assert not list(tmp_path.glob("oracle.*")) and "oracle:" not in capsys.readouterr().err

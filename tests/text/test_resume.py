@@ -37,9 +37,9 @@ def losses(folder: Path) -> dict[int, float]:
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("recipes/quickstart/dpo.yaml", ("policy.lora={rank: 4, dropout: 0.1}",)),
-        ("recipes/quickstart/dpo.yaml", ("anchors.store=true",)),
-        ("recipes/quickstart/egpo.yaml", ()),
+        ("recipes/dpo/tiny.yaml", ("policy.lora={rank: 4, dropout: 0.1}",)),
+        ("recipes/dpo/tiny.yaml", ("anchors.store=true",)),
+        ("recipes/egpo/tiny.yaml", ()),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(recipe: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def test_another_recipe_does_not_continue_a_run(tmp_path: Path, monkeypatch: pyt
         *(f"output_dir={tmp_path}", "training.max_steps=2", "training.save_strategy=steps", "training.save_steps=2"),
         *("training.disable_tqdm=true", "policy.tiny={vocab_size: 300, hidden_size: 16, num_layers: 1, num_heads: 1}"),
     ]
-    loop.run(load_recipe("recipes/quickstart/dpo.yaml", quick).recipe)
+    loop.run(load_recipe("recipes/dpo/tiny.yaml", quick).recipe)
     resumed = [*quick, "training.resume_from_checkpoint=last", "training.max_steps=4"]
     other = [*resumed, "training.learning_rate=1e-5", "method.beta=0.2"]
     with pytest.raises(UserError, match=r"method\.beta \(0\.1 then, 0\.2 now\), training\.learning_rate \(0\.001 then"):
-        loop.run(load_recipe("recipes/quickstart/dpo.yaml", other).recipe)
-    loop.run(load_recipe("recipes/quickstart/dpo.yaml", resumed).recipe)
+        loop.run(load_recipe("recipes/dpo/tiny.yaml", other).recipe)
+    loop.run(load_recipe("recipes/dpo/tiny.yaml", resumed).recipe)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines) == 4

@@ -1,6 +1,6 @@
 """Rollout and judge: whose answers are compared with whose, and which methods are refused."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -125,6 +125,44 @@ def test_the_opponent_is_who_the_method_names(opponent: Any, expected: str | Non
     assert rolled.responses == [["policy@2"] * 3] * 2
     assert rolled.opponents == (None if expected is None else [[expected] * 2] * 2)
     assert rolled.weights_BG is None
+
+
+class Counted(Fixed):
+    """Answers that differ: 0, 1, 2, ... of each prompt."""
+
+    draws: ClassVar[list[int]] = []
+
+    def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
+        self.draws.append(num_completions)
+        return super().sample(prompts, num_completions=num_completions, generator=generator)
+
+    def texts(self, completions: Completions) -> list[list[str]]:
+        return [[str(g) for g in range(group.shape[0])] for group in completions.valid_BG]
+
+
+@pytest.mark.parametrize(("temperature", "draws"), [(1.0, [5]), (2.0, [3, 2])])
+def test_answers_of_one_distribution_are_drawn_together(temperature: float, draws: list[int]) -> None:
+    """The policy against itself at one temperature: one generation, whose answers are divided."""
+    Counted.draws.clear()
+    rolled = rollout(
+        prompts_batch(),
+        needs=WINS,
+        sampling=Sampling(
+            num_completions=3,
+            temperature=temperature,
+            max_new_tokens=1,
+            engine="transformers",
+            opponent_temperature=1.0,
+            opponent_completions=2,
+        ),
+        make_policy=Counted,  # type: ignore[arg-type]
+        policy_of=Named,  # type: ignore[arg-type]
+        generator=torch.Generator(),
+    )
+    assert Counted.draws == draws
+    assert rolled.responses == [["0", "1", "2"]] * 2
+    assert rolled.opponents == [["3", "4"] if len(draws) == 1 else ["0", "1"]] * 2
+    assert list(rolled.completions.valid_BG.shape) == [2, 3]
 
 
 class Spy:

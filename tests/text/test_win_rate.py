@@ -116,11 +116,11 @@ def test_prompts_alone_have_a_win_rate_and_no_loss(tmp_path: object) -> None:
 
 OFFLINE = "evaluation={every: 2, oracle: {kind: rule, rule: shorter}, num_prompts: 5, max_new_tokens: 4}"
 RECIPES = {
-    "offline": ("quickstart/dpo", OFFLINE),
-    "adapter": ("quickstart/dpo", OFFLINE, "policy.lora={rank: 2}"),
-    "stored": ("quickstart/dpo", OFFLINE, "anchors.store=true"),
+    "offline": ("dpo/tiny", OFFLINE),
+    "adapter": ("dpo/tiny", OFFLINE, "policy.lora={rank: 2}"),
+    "stored": ("dpo/tiny", OFFLINE, "anchors.store=true"),
     "two stages": (
-        "quickstart/egpo",
+        "egpo/tiny",
         "evaluation={every: 2, num_prompts: 5, num_completions: 2}",
         "sampling.max_new_tokens=4",
     ),
@@ -175,9 +175,9 @@ def test_rounds_log_it_inside_a_round(tmp_path: Path) -> None:
 def test_a_resumed_run_logs_the_same(tmp_path: Path) -> None:
     evaluation = OFFLINE.replace("every: 2", "every: 1")
     saves = ("training.save_strategy=steps", "training.save_steps=2")
-    whole = run(tmp_path / "whole", "quickstart/dpo", evaluation, *saves)
-    run(tmp_path / "cut", "quickstart/dpo", evaluation, *saves, "training.max_steps=2")
-    resumed = run(tmp_path / "cut", "quickstart/dpo", evaluation, *saves, "training.resume_from_checkpoint=last")
+    whole = run(tmp_path / "whole", "dpo/tiny", evaluation, *saves)
+    run(tmp_path / "cut", "dpo/tiny", evaluation, *saves, "training.max_steps=2")
+    resumed = run(tmp_path / "cut", "dpo/tiny", evaluation, *saves, "training.resume_from_checkpoint=last")
     keep = ("step", "eval_win_rate_vs_ref", "eval_win_rate_vs_ref_low")
     ends = [[{key: line[key] for key in keep} for line in logged(folder)][-3:] for folder in (whole, resumed)]
     assert ends[0] == ends[1] and [line["step"] for line in ends[0]] == [3, 4, 4]
@@ -188,7 +188,7 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_win_rate(tmp_path: Path
     """Steps that are far too large: the rate goes up and down, and what the run leaves is its highest point."""
     folder = run(
         tmp_path,
-        "quickstart/dpo",
+        "dpo/tiny",
         "evaluation={every: 1, oracle: {kind: rule, rule: shorter}, max_new_tokens: 8}",
         "training.learning_rate=0.1",
         "training.load_best_model_at_end=true",

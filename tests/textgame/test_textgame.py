@@ -10,26 +10,11 @@ from alignment.data import collate, encode_rows, prompt_text, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.stages import prompts_only
-from alignment.textgame import TextGame, World, build_world
-from alignment.textgame.game import encode_answers
-from alignment.textgame.model import word_tokenizer
+from alignment.textgame import TextGame, World, draw_rows
 from alignment.textgame.world import CERTAINTIES, CLOSINGS, DETAILS, TONES
 from alignment.tiny import tiny_model
 
 CHOICES = list(itertools.product(range(len(TONES)), range(3), range(3), range(len(CLOSINGS))))
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return build_world()
-
-
-@pytest.fixture(scope="module")
-def text(world: World) -> TextGame:
-    """The game around a model with random weights: supervision takes half a minute."""
-    tokenizer = word_tokenizer(world)
-    ref = tiny_model(tokenizer, hidden_size=16, num_layers=1, num_heads=2)
-    return TextGame(world, tokenizer, ref, encode_answers(world, tokenizer))
 
 
 def test_the_crowd_goes_round_in_a_circle(world: World) -> None:
@@ -136,13 +121,13 @@ def test_probabilities_are_those_of_sampling(text: TextGame) -> None:
 
 def test_preference_rows_are_judged_by_single_annotators(text: TextGame) -> None:
     """Winners occur as often as the crowd's probabilities say, within four standard errors."""
-    rows = text.preferences(600, num_completions=3, seed=0)
+    rows = draw_rows(text, "comparisons", 60)
     game = text.game(tau=0.0)
     excess, variance = 0.0, 0.0
     for row in rows:
         x = text.world.questions.index(prompt_text(row))
         index = [text.world.answers[x].index(response) for response in row.responses]
-        assert len(row.comparisons) == 3
+        assert len(row.comparisons) == 120
         for comparison in row.comparisons:
             i, j = sorted((comparison.winner, comparison.loser))
             p = float(game.prefs_XAA[x, index[i], index[j]])

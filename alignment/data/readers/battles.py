@@ -9,8 +9,8 @@ from alignment.data.readers.read import open_rows, source_labels
 from alignment.data.readers.records import ColumnSpec, spec_columns
 from alignment.data.readers.tables import Origin
 from alignment.data.readers.turns import PROMPT_COLUMNS
-from alignment.data.readers.values import JsonObject, JsonValue, listed
 from alignment.errors import UserError
+from alignment.values import JsonObject, JsonValue, listed
 
 _PROBABILITY = {"left": 1.0, "tie": 0.5, "right": 0.0}
 _LABELS = ("label", "winner")

@@ -8,9 +8,9 @@ from alignment.data.readers.labels import MEANINGS, label_text
 from alignment.data.readers.proposals import as_yaml, propose_column, propose_columns
 from alignment.data.readers.records import ColumnSpec, Layout, is_given, spec_columns
 from alignment.data.readers.turns import PROMPT_COLUMNS, ends_with_reply, is_transcript
-from alignment.data.readers.values import JsonObject, JsonValue, is_number, listed, nearest, read_list
 from alignment.data.rows import RAW_TEXT
 from alignment.errors import UserError
+from alignment.values import JsonObject, JsonValue, is_number, listed, nearest, read_list
 
 _PAIR = ("prompt", "chosen", "rejected", "preference")
 _READ_BY = {

@@ -14,9 +14,9 @@ from alignment.data.readers.turns import (
     read_prompt,
     read_turns,
 )
-from alignment.data.readers.values import JsonValue, listed
 from alignment.data.rows import Comparison, Skipped, Turn
 from alignment.errors import UserError
+from alignment.values import JsonValue, listed
 
 MEANINGS = {"labelled": ("left", "right", "tie", "skip"), "unpaired": ("good", "bad", "skip")}
 """What a label may mean, by format."""

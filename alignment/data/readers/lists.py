@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from alignment.data.readers.records import ColumnSpec, Dropped, Outcome, Record, spec_columns
 from alignment.data.readers.turns import is_blank, read_prompt
-from alignment.data.readers.values import JsonValue, kind, read_list, read_number
 from alignment.data.rows import Comparison, OracleScores
 from alignment.errors import UserError
+from alignment.values import JsonValue, kind, read_list, read_number
 
 RESPONSE_KEYS = ("response", "text", "completion", "content")
 

@@ -10,9 +10,9 @@ from alignment.data.readers.turns import (
     read_transcript,
     read_turns,
 )
-from alignment.data.readers.values import listed
 from alignment.data.rows import Comparison, Turn
 from alignment.errors import UserError
+from alignment.values import listed
 
 _Turns = tuple[Turn, ...]
 _Found = tuple[_Turns, tuple[str, str]]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from alignment.data.readers.values import close_names
+from alignment.values import close_names
 
 _SYNONYMS = {
     "prompt": ("instruction", "question", "query", "problem", "input", "conversations", "messages", "turns", "context"),

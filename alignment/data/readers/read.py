@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.data.readers.detect import Reading, check_kind, detect_layout
-from alignment.data.readers.files import SUFFIXES, read_file
 from alignment.data.readers.labels import parse_completion, parse_labelled, parse_unpaired
 from alignment.data.readers.lists import parse_ranked, parse_scored
 from alignment.data.readers.pairs import parse_hh, parse_implicit, parse_pair
 from alignment.data.readers.records import ColumnSpec, Dropped, Outcome, Record
 from alignment.data.readers.tables import HUB, Origin, is_saved, read_hub, read_parquet, read_saved
 from alignment.data.readers.turns import is_blank, read_prompt
-from alignment.data.readers.values import JsonObject
 from alignment.data.rows import Row, describe_skipped
 from alignment.errors import UserError
+from alignment.files import SUFFIXES, read_file
+from alignment.values import JsonObject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

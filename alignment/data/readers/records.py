@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignment.data.readers.proposals import as_yaml, propose_column
-from alignment.data.readers.values import Cell, JsonObject, JsonValue, kind, listed, read_number
 from alignment.data.rows import Comparison, OracleScores, Row, Skipped, Turn
 from alignment.errors import UserError
+from alignment.values import Cell, JsonObject, JsonValue, kind, listed, read_number
 
 ColumnSpec = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.data.readers.values import JsonObject, listed
 from alignment.errors import UserError
+from alignment.values import JsonObject, listed
 
 HUB = "hf://"
 

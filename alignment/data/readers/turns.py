@@ -3,9 +3,9 @@
 import re
 
 from alignment.data.readers.records import Record
-from alignment.data.readers.values import JsonObject, JsonValue, listed, read_list
 from alignment.data.rows import RAW_TEXT, Turn
 from alignment.errors import UserError
+from alignment.values import JsonObject, JsonValue, listed, read_list
 
 PROMPT_COLUMNS = ("prompt", "instruction", "conversations", "messages", "turns")
 _TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")

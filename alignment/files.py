@@ -1,4 +1,4 @@
-"""Local text files -> objects: JSON lines, JSON lists and CSV, plain or packed."""
+"""Local text files -> objects: JSON lines, JSON lists and CSV, plain or packed. Needs no library."""
 
 import csv
 import gzip
@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from alignment.data.readers.values import Cell, JsonObject, JsonValue, kind, listed
 from alignment.errors import UserError
+from alignment.values import Cell, JsonObject, JsonValue, kind, listed
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 # The csv module refuses cells above 128 KiB unless told otherwise; long conversations are longer.
