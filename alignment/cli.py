@@ -590,7 +590,8 @@ def diagnose(
 ) -> None:
     """Say whether preferences go in circles.
 
-    And what an equilibrium could gain at most. Circles against what noise shows, stochastic transitivity, the fit of Bradley-Terry, position, length, annotators.
+    And what an equilibrium could gain at most: circles against what noise shows, stochastic transitivity, the fit of
+    Bradley-Terry; and tastes for position and length, and how far annotators agree.
 
     \b
     Example: alignment diagnose battles.jsonl "systems=[model_a, model_b]"

@@ -35,7 +35,7 @@ from alignment.evaluation.judgements import (
     systems_matrix,
 )
 from alignment.evaluation.win_matrix import Ranked, counted_matrix, exact_matrix, rank_intervals
-from alignment.oracles import build_oracle, preference_matrix
+from alignment.oracles import build_oracle, check_oracle, preference_matrix
 from alignment.preparation import read_source
 
 Tree = Mapping[str, Any]
@@ -299,35 +299,48 @@ def _numbers(table: Any, source: str) -> Any:
 
 
 def _diagnose_oracle(spec: Tree, source: str) -> Report:
-    """Any oracle made of matrices: their responses are known, so it can be asked about all of them."""
-    path = _matrix_path(spec)
-    if path is None:
+    """An oracle whose responses are known, or one made of such: it can be asked about all of them."""
+    known = _known_texts(spec)
+    if known is None:
         raise UserError(
-            f"{source}: expected an oracle of kind matrix, or one made of such, whose responses are known, got kind "
-            f"{spec.get('kind')!r}; `alignment crossplay` asks any oracle about answers that you have"
+            f"{source}: expected an oracle of kind matrix or textgame, or one made of such, whose responses are known, "
+            f"got kind {spec.get('kind')!r}; `alignment crossplay` asks any oracle about answers that you have"
         )
+    prompts, responses = known
     oracle = build_oracle(spec)
-    table = _read_table(Path(path)) or {}
-    names, prompts = [str(name) for name in table["responses"]], table.get("prompts")
-    asked = [""] if prompts is None else prompts
-    prefs_XKK = preference_matrix(oracle, asked, [names] * len(asked)).numpy()
-    if prompts is not None and len(prompts) > 1:
-        return Report(source=source, num_judgements=0, num_prompts=len(prompts), prompts=diagnose_games(prefs_XKK))
-    matrix = exact_matrix(names, prefs_XKK[0])
+    # One prompt at a time: the text game has a million pairs.
+    tables = [
+        preference_matrix(oracle, [prompt], [group])[0].numpy()
+        for prompt, group in zip(prompts, responses, strict=True)
+    ]
+    if len(prompts) > 1:
+        games = diagnose_games(np.stack(tables))
+        return Report(source=source, num_judgements=0, num_prompts=len(prompts), prompts=games)
+    matrix = exact_matrix(responses[0], tables[0])
     return Report(
         source=source, num_judgements=0, num_prompts=1, systems=diagnose_matrix(matrix), ranks=rank_intervals(matrix)
     )
 
 
-def _matrix_path(spec: Any) -> str | None:
-    """The file of the first matrix in an oracle's block."""
+def _known_texts(spec: Any) -> tuple[Sequence[str], Sequence[Sequence[str]]] | None:
+    """The prompts and the responses to each that the first part of an oracle has an opinion on; ``None`` for any."""
     if not isinstance(spec, Mapping):
         return None
+    if spec.get("kind") == "textgame":
+        # It loads a language model.
+        from alignment.textgame import build_world
+
+        world = build_world()
+        return world.questions, world.answers
     if spec.get("kind") == "matrix":
-        return str(spec.get("path"))
+        checked = check_oracle(spec)
+        table = _read_table(Path(checked.model_dump()["path"])) or {}
+        responses = [str(name) for name in table["responses"]]
+        prompts = [str(text) for text in table.get("prompts") or [""]]
+        return prompts, [responses] * len(prompts)
     members = spec.get("members", ())
-    paths = [_matrix_path(member) for member in (members.values() if isinstance(members, Mapping) else members)]
-    return paths[0] if paths and None not in paths else None
+    parts = [_known_texts(member) for member in (members.values() if isinstance(members, Mapping) else members)]
+    return parts[0] if parts and None not in parts else None
 
 
 def _diagnose_sources(sources: Sequence[ComparisonSource]) -> Report:
