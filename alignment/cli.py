@@ -17,6 +17,7 @@ from alignment.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
     from alignment.comparisons import Report
     from alignment.crossplay import CrossPlay
@@ -665,9 +666,9 @@ def _print_crossplay(result: "CrossPlay") -> None:
     for match in result.tournament.matches:
         names = " against ".join(match.names)
         matches.add_row(names, match.win_rate.describe(), f"{match.p_value:.4f}", f"{match.adjusted:.4f}")
+    _print_plain(table)
+    _print_plain(matches)
     console = _console()
-    for part in (table, "", matches, ""):
-        console.print(part, markup=False, highlight=False)
     for line in result.lines():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -690,9 +691,15 @@ def _print_ranks(ranks: "Sequence[Ranked]") -> None:
     table = Table("system", "mean win rate", "rank", "95 %", box=None, pad_edge=False)
     for item in sorted(ranks, key=lambda item: -item.score.mean):
         table.add_row(item.name, item.score.describe(), str(item.rank), f"{item.best} to {item.worst}")
+    _print_plain(table)
+
+
+def _print_plain(table: "Table") -> None:
+    """Without blanks at the ends of lines, and with an empty line after it."""
     console = _console()
-    console.print(table, markup=False, highlight=False)
-    console.print()
+    with console.capture() as captured:
+        console.print(table, markup=False, highlight=False)
+    typer.echo("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 @app.command()
