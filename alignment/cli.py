@@ -17,9 +17,13 @@ from alignment.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
+    from alignment.comparisons import Report
+    from alignment.crossplay import CrossPlay
     from alignment.doctor import Examination
     from alignment.evaluation.scoring import Scored
+    from alignment.evaluation.win_matrix import Ranked
     from alignment.iterative import Stage
     from alignment.protocol import ProtocolResult
     from alignment.report import ComparisonRow
@@ -567,6 +571,135 @@ def _print_examination(examination: "Examination") -> None:
     for finding in examination.findings:
         line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
         console.print(line, soft_wrap=True)
+
+
+@app.command()
+def diagnose(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|ORACLE",
+            help="Preference data of any shape that recipes read; a YAML file with data.preferences or an oracle; a "
+            "JSON table of preferences or wins; or kind=matrix.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the source, such as columns, labels and systems."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether preferences go in circles.
+
+    And what an equilibrium could gain at most: circles against what noise shows, stochastic transitivity, the fit of
+    Bradley-Terry; and tastes for position and length, and how far annotators agree.
+
+    \b
+    Example: alignment diagnose battles.jsonl "systems=[model_a, model_b]"
+    """
+    from alignment import comparisons as command
+
+    report = command.diagnose(source, overrides or ())
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_diagnosis(report)
+
+
+@app.command()
+def crossplay(
+    policies: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=FILE", help="Answers of each policy: AlpacaEval's model_outputs.json."),
+    ],
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|KEY=VALUE", help="Who judges: a YAML file, or keys of an oracle; may be given again."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Verdicts are kept here; a policy that is added meets those here.")
+    ] = Path("runs/crossplay"),
+    as_json: AsJson = False,
+) -> None:
+    """Let every policy meet every other, and rank them.
+
+    Simultaneous intervals, ranks, Bradley-Terry, the maximal lottery, exploitability; pairs judged before are not asked
+    again.
+
+    \b
+    Example: alignment crossplay a=a.json b=b.json --oracle judge.yaml
+    """
+    import torch
+
+    from alignment import crossplay as command
+
+    read, spec = command.read_policies(policies), command.read_oracle(oracle or ())
+    with _progress() as progress:
+        result = command.crossplay(
+            read, spec, output, device="cuda" if torch.cuda.is_available() else "cpu", progress=_bars(progress)
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_crossplay(result)
+    typer.echo(f"wrote {output}", err=True)
+
+
+def _print_crossplay(result: "CrossPlay") -> None:
+    from rich.table import Table
+
+    columns = ("policy", "mean win rate", "rank", "95 %", "Elo", "lottery", "exploitability")
+    table = Table(*columns, box=None, pad_edge=False)
+    for item in sorted(result.tournament.standings, key=lambda item: -item.ranked.score.mean):
+        table.add_row(
+            item.name,
+            item.ranked.score.describe(),
+            str(item.ranked.rank),
+            f"{item.ranked.best} to {item.ranked.worst}",
+            "infinite" if item.elo is None else item.elo.describe(digits=0),
+            f"{item.weight:.3f}",
+            item.exploitability.describe(),
+        )
+    matches = Table("match", "win rate", "p", "Holm", box=None, pad_edge=False)
+    for match in result.tournament.matches:
+        names = " against ".join(match.names)
+        matches.add_row(names, match.win_rate.describe(), f"{match.p_value:.4f}", f"{match.adjusted:.4f}")
+    _print_plain(table)
+    _print_plain(matches)
+    console = _console()
+    for line in result.lines():
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_diagnosis(report: "Report") -> None:
+    from alignment.comparisons import summary_lines
+
+    console = _console()
+    console.print(report.sentence, soft_wrap=True, markup=False, highlight=False)
+    console.print()
+    if report.ranks:
+        _print_ranks(report.ranks)
+    for line in summary_lines(report):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_ranks(ranks: "Sequence[Ranked]") -> None:
+    from rich.table import Table
+
+    table = Table("system", "mean win rate", "rank", "95 %", box=None, pad_edge=False)
+    for item in sorted(ranks, key=lambda item: -item.score.mean):
+        table.add_row(item.name, item.score.describe(), str(item.rank), f"{item.best} to {item.worst}")
+    _print_plain(table)
+
+
+def _print_plain(table: "Table") -> None:
+    """Without blanks at the ends of lines, and with an empty line after it."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(table, markup=False, highlight=False)
+    typer.echo("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
 @app.command()

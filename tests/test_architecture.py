@@ -38,6 +38,8 @@ LAYERS = [
     {
         "config",
         "preparation",
+        "comparisons",
+        "crossplay",
         "models",
         "folders",
         "fitting",

@@ -30,6 +30,8 @@ COMMANDS = [
     ["score"],
     ["report"],
     ["doctor"],
+    ["diagnose"],
+    ["crossplay"],
     ["methods"],
     ["game"],
     ["recipes"],

@@ -5,7 +5,7 @@ from alignment.data.contamination import drop_contaminated
 from alignment.data.duplicates import content_key, drop_duplicates
 from alignment.data.filters import filter_rows
 from alignment.data.mixing import mix_rows
-from alignment.data.readers import ReadResult, rank_scores, read_rows
+from alignment.data.readers import Battle, ReadResult, rank_scores, read_battles, read_rows
 from alignment.data.rows import RAW_TEXT, Comparison, Kept, OracleScores, PromptText, Row, Skipped, Turn, prompt_text
 from alignment.data.token_cache import encode_rows_cached, tokenizer_fingerprint
 from alignment.data.tokens import (
@@ -22,6 +22,7 @@ from alignment.data.unpaired import unpair_rows, with_mismatched
 __all__ = [
     "RAW_TEXT",
     "Batch",
+    "Battle",
     "Comparison",
     "EncodeResult",
     "EncodedRow",
@@ -44,6 +45,7 @@ __all__ = [
     "mix_rows",
     "prompt_text",
     "rank_scores",
+    "read_battles",
     "read_rows",
     "show_boundary",
     "split_rows",

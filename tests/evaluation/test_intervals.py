@@ -220,6 +220,7 @@ def test_wilson_intervals_of_verdicts_cover(rate: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["groups", "columns"])
 def test_simultaneous_intervals_cover_at_once(kind: str) -> None:
     """Six means over 100 prompts: of disjoint groups, some of 10 prompts only, or of columns that share the prompts."""

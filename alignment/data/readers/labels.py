@@ -107,6 +107,11 @@ def label_text(value: JsonValue) -> str:
     return re.sub(r"(?<=^[0-9])\.0+$", "", str(value).strip().casefold())
 
 
+def label_words(format: str) -> Mapping[str, str]:
+    """Labels that can mean one thing only, with what they mean."""
+    return _WORDS[format]
+
+
 def _vote(
     record: Record, prompt: tuple[Turn, ...], replies: tuple[str, str], verdicts: Mapping[str | None, str]
 ) -> tuple[Outcome, ...]:

@@ -111,9 +111,9 @@ def read_rows(
     origin = Origin(config=config, split=split, revision=revision, streaming=streaming)
     _check_origin(names, origin, limit)
     collected = _Collected(limit)
-    for name, label in zip(names, _labels(names), strict=True):
+    for name, label in zip(names, source_labels(names), strict=True):
         if not collected.is_full:
-            _read_source(_open(name, label, origin), label, reading, collected)
+            _read_source(open_rows(name, label, origin), label, reading, collected)
     return collected.result(names)
 
 
@@ -197,7 +197,7 @@ _PARSERS: dict[str, Callable[[Record], tuple[Outcome, ...]]] = {
 # Sources
 
 
-def _labels(names: list[str]) -> list[str]:
+def source_labels(names: list[str]) -> list[str]:
     """How errors and reports call each source: the last part of the path where that tells them apart."""
     short = [name.removeprefix(HUB) if name.startswith(HUB) else Path(name).name for name in names]
     counts = Counter(short)
@@ -223,7 +223,8 @@ def _check_origin(names: list[str], origin: Origin, limit: int | None) -> None:
         )
 
 
-def _open(name: str, label: str, origin: Origin) -> Iterator[tuple[int, JsonObject]]:
+def open_rows(name: str, label: str, origin: Origin) -> Iterator[tuple[int, JsonObject]]:
+    """The rows of a file, a saved data set or one on the Hub as they stand there, with their numbers."""
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
         if repository.startswith("datasets/") or repository.count("/") > 1:

@@ -1,0 +1,305 @@
+"""``alignment crossplay``: every policy against every other on shared prompts, each pair judged once in a lifetime.
+
+A folder holds what was judged: a file of AlpacaEval rows for each pair of policies, with a manifest that says by which
+oracle and of which answers it was made, and the oracle's ledger. Another policy in the same folder is judged against
+those that are there, and nothing else is asked.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from alignment.artefacts import Artefact
+from alignment.comparisons import describe_table, plain, table_lines
+from alignment.config.compose import apply_overrides, compose
+from alignment.errors import UserError
+from alignment.evaluation.tournament import Tournament, analyse_tournament
+from alignment.evaluation.win_matrix import judged_matrix
+from alignment.files import read_file
+from alignment.folders import oracle_accounts
+from alignment.oracles import PanelOracle, ask, build_oracle, deciding_keys
+from alignment.types import Oracle
+
+Progress = Callable[[str, int, int], None]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+# Questions between two moves of the bar.
+_AT_ONCE = 64
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """The answers of a policy, in AlpacaEval's ``model_outputs.json``.
+
+    Attributes:
+        name: of the policy.
+        path: of the file.
+        answers: instruction -> answer.
+    """
+
+    name: str
+    path: Path
+    answers: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of instructions and answers, in whatever order they stand."""
+        return hashlib.sha256(json.dumps(sorted(self.answers.items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The verdicts on two policies.
+
+    Attributes:
+        names: in alphabetical order.
+        wins: instruction -> probability that the first one's answer is better, both orders averaged.
+        num_same: instructions to which both gave the same text: ties that nobody was asked about.
+    """
+
+    names: tuple[str, str]
+    wins: Mapping[str, float]
+    num_same: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossPlay:
+    """A round robin and its analysis.
+
+    Attributes:
+        pairs: the verdicts.
+        num_prompts: shared by all policies.
+        num_new: questions of this call: pairs of answers that no earlier call had judged.
+        tournament: the analysis.
+    """
+
+    pairs: tuple[Judged, ...]
+    num_prompts: int
+    num_new: int
+    tournament: Tournament
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        draws = [
+            {
+                "names": pair.names,
+                "wins": sum(win > 0.5 for win in pair.wins.values()),
+                "draws": sum(win == 0.5 for win in pair.wins.values()),
+                "losses": sum(win < 0.5 for win in pair.wins.values()),
+                "same_text": pair.num_same,
+            }
+            for pair in self.pairs
+        ]
+        return dict(
+            plain(
+                {
+                    "num_prompts": self.num_prompts,
+                    "num_new": self.num_new,
+                    "sentence": self.tournament.table.sentence,
+                    "standings": [asdict(item) for item in self.tournament.standings],
+                    "matches": [asdict(item) for item in self.tournament.matches],
+                    "lottery_exploitability": asdict(self.tournament.lottery_exploitability),
+                    "verdicts": draws,
+                    "table": describe_table(self.tournament.table),
+                }
+            )
+        )
+
+    def lines(self) -> list[str]:
+        """What stands below the table of policies."""
+        first = [f"{self.num_prompts:,} prompts, {self.num_new:,} new pairs of answers judged"]
+        return [*first, *table_lines(self.tournament.table), self.tournament.table.sentence]
+
+
+def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
+    """The policies that ``NAME=FILE`` name, on the same prompts.
+
+    Raises:
+        UserError: for a name that is none or stands twice, a file that cannot be read, a row without instruction or
+            answer, an instruction that stands twice, and policies whose prompts differ; the first ones are named.
+    """
+    policies = []
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or not _NAME.fullmatch(name) or not path:
+            raise UserError(
+                f"expected NAME=model_outputs.json with a name of letters, digits, dots and dashes, got '{argument}'"
+            )
+        policies.append(Outputs(name=name, path=Path(path), answers=_read_answers(Path(path))))
+    names = [policy.name for policy in policies]
+    twice = [name for name in names if names.count(name) > 1]
+    if len(policies) < 2 or twice:
+        found = f"'{twice[0]}' twice" if twice else f"{len(policies)}"
+        raise UserError(f"expected two policies at least, with different names, got {found}")
+    first = policies[0]
+    for policy in policies[1:]:
+        missing = [text for text in first.answers if text not in policy.answers]
+        further = [text for text in policy.answers if text not in first.answers]
+        if missing or further:
+            said = [
+                f"{len(texts):,} {what} ({_quote(texts)})"
+                for texts, what in ((missing, "of its prompts missing"), (further, "others"))
+                if texts
+            ]
+            raise UserError(
+                f"{policy.path}: expected the {len(first.answers):,} prompts of {first.path}, found "
+                f"{' and '.join(said)}; sample all policies on the same prompts"
+            )
+    return tuple(policies)
+
+
+def _read_answers(path: Path) -> dict[str, str]:
+    if not path.is_file() or not path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
+        raise UserError(
+            f"{path}: expected a JSON file of model outputs; `alignment sample RUN --output FILE` writes one"
+        )
+    answers: dict[str, str] = {}
+    twice: list[str] = []
+    for number, row in read_file(path, path.name):
+        instruction, output = row.get("instruction"), row.get("output")
+        if not isinstance(instruction, str) or not isinstance(output, str):
+            lacking = "output" if isinstance(instruction, str) else "instruction"
+            raise UserError(
+                f"{path.name}:{number}: expected 'instruction' and 'output' as texts, found no {lacking}; every prompt "
+                "needs an answer"
+            )
+        twice += [instruction] if instruction in answers else []
+        answers[instruction] = output
+    if twice:
+        raise UserError(
+            f"{path.name}: expected every instruction once, found {len(twice):,} again ({_quote(twice)}); keep one each"
+        )
+    if not answers:
+        raise UserError(f"{path.name}: expected one answer at least, found none")
+    return answers
+
+
+def read_oracle(values: Sequence[str]) -> dict[str, Any]:
+    """The block of an oracle: a YAML file, that holds it under ``oracle`` or alone, and ``key=value`` to set in it.
+
+    Raises:
+        UserError: if there is nothing, or a panel: its members are asked one by one.
+    """
+    files = [value for value in values if "=" not in value]
+    overrides = [value for value in values if "=" in value]
+    if not values or len(files) > 1:
+        raise UserError(f"--oracle: expected one YAML file, or kind=... and its keys, got {list(values)}")
+    block: Mapping[str, Any] = {}
+    if files:
+        composed = compose(files[0], ())
+        if composed.problems:
+            raise UserError("\n".join(composed.problems.values()))
+        block = composed.tree.get("oracle", composed.tree)
+    spec, _ = apply_overrides(block, overrides)
+    # Of what is asked here nothing should be asked again.
+    return {"ledger": True, **spec}
+
+
+def crossplay(
+    policies: Sequence[Outputs], spec: Mapping[str, Any], folder: Path, *, device: str, progress: Progress
+) -> CrossPlay:
+    """Judge what was not judged yet, and analyse the round robin.
+
+    Args:
+        policies: on the same prompts.
+        spec: an ``oracle:`` block.
+        folder: of the verdicts; made if missing.
+        device: of the oracle's models.
+        progress: called with the pair, what is done of it, and how much there is.
+
+    Raises:
+        UserError: if the folder holds verdicts on these policies that another oracle gave, or on other answers.
+        BudgetError: if the oracle's budget ends; what was judged is kept.
+    """
+    ordered = sorted(policies, key=lambda policy: policy.name)
+    artefacts = {
+        (first.name, second.name): Artefact(
+            path=folder / "pairs" / f"{first.name}__{second.name}.jsonl",
+            made_by={
+                "oracle": deciding_keys(spec),
+                "answers": {first.name: first.fingerprint, second.name: second.fingerprint},
+            },
+        )
+        for first, second in combinations(ordered, 2)
+    }
+    # All of them before the first question: a folder of something else costs nothing.
+    missing = [names for names, artefact in artefacts.items() if not artefact.is_finished()]
+    by_name = {policy.name: policy for policy in ordered}
+    num_new = 0
+    if missing:
+        with oracle_accounts(folder) as accounts:
+            oracle = build_oracle(spec, device, accounts)
+            if isinstance(oracle, PanelOracle):
+                raise UserError(
+                    "--oracle: expected one oracle, got a panel; ask each member in a folder of its own, or their mean "
+                    "as kind: mixture"
+                )
+            for names in missing:
+                num_new += _judge(oracle, by_name[names[0]], by_name[names[1]], artefacts[names], progress)
+    pairs = tuple(_read_pair(names, artefact.path) for names, artefact in artefacts.items())
+    place = {policy.name: k for k, policy in enumerate(ordered)}
+    rows = [
+        (place[pair.names[0]], place[pair.names[1]], win, text) for pair in pairs for text, win in pair.wins.items()
+    ]
+    first_N, second_N, wins_N, prompts_N = zip(*rows, strict=True)
+    matrix = judged_matrix([policy.name for policy in ordered], first_N, second_N, wins_N, prompts_N)
+    result = CrossPlay(
+        pairs=pairs,
+        num_prompts=len(ordered[0].answers),
+        num_new=num_new,
+        tournament=analyse_tournament(matrix),
+    )
+    (folder / "crossplay.json").write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def _judge(oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, progress: Progress) -> int:
+    """Ask about two policies and write the verdicts as AlpacaEval's rows, in which 2 means that ``output_2`` wins."""
+    asked = [text for text in first.answers if first.answers[text] != second.answers[text]]
+    wins = dict.fromkeys(first.answers, 0.5)
+    name = f"{first.name} against {second.name}"
+    for start in range(0, len(asked), _AT_ONCE):
+        progress(name, start, len(asked))
+        chunk = asked[start : start + _AT_ONCE]
+        answers_N = ask(
+            oracle, chunk, [first.answers[text] for text in chunk], [second.answers[text] for text in chunk]
+        )
+        wins |= zip(chunk, answers_N.tolist(), strict=True)
+    progress(name, len(asked), len(asked))
+    rows = [
+        {
+            "instruction": text,
+            "output_1": first.answers[text],
+            "output_2": second.answers[text],
+            "generator_1": first.name,
+            "generator_2": second.name,
+            "preference": 2.0 - win,
+        }
+        for text, win in wins.items()
+    ]
+    artefact.path.parent.mkdir(parents=True, exist_ok=True)
+    partial = artefact.path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.rename(artefact.path)
+    artefact.finish(oracle_questions=len(asked))
+    return len(asked)
+
+
+def _read_pair(names: tuple[str, str], path: Path) -> Judged:
+    rows = [row for _, row in read_file(path, path.name)]
+    return Judged(
+        names=names,
+        wins={str(row["instruction"]): 2.0 - float(str(row["preference"])) for row in rows},
+        num_same=sum(row["output_1"] == row["output_2"] for row in rows),
+    )
+
+
+def _quote(texts: Sequence[str]) -> str:
+    shown = ", ".join(repr(text if len(text) <= 60 else f"{text[:57]}...") for text in texts[:_SHOWN])
+    return shown + (", ..." if len(texts) > _SHOWN else "")

@@ -1,0 +1,180 @@
+"""`alignment crossplay`: each pair is judged once, nothing is asked twice, and wrong files are named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.cli import main
+from alignment.crossplay import CrossPlay, crossplay, read_oracle, read_policies
+from alignment.errors import UserError
+
+PROMPTS = [f"prompt {n}" for n in range(12)]
+# What `counting` was asked, and after how many questions it breaks.
+ASKED: list[tuple[str, str, str]] = []
+LIMIT: list[int] = []
+
+
+def counting(prompt: str, left: str, right: str) -> float:
+    """Prefers by the alphabet, and counts."""
+    if LIMIT and len(ASKED) >= LIMIT[0]:
+        raise UserError("the oracle fell asleep")
+    ASKED.append((prompt, left, right))
+    return 0.5 if left == right else float(left < right)
+
+
+SPEC = {"kind": "rule", "rule": f"{__name__}:counting", "ledger": True}
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    ASKED.clear()
+    LIMIT.clear()
+
+
+def outputs(folder: Path, name: str, answers: list[str], prompts: list[str] = PROMPTS) -> str:
+    path = folder / f"{name}.json"
+    rows = [{"instruction": text, "output": out, "generator": name} for text, out in zip(prompts, answers, strict=True)]
+    path.write_text(json.dumps(rows))
+    return f"{name}={path}"
+
+
+def play(folder: Path, *policies: str, spec: dict[str, Any] = SPEC) -> CrossPlay:
+    return crossplay(read_policies(policies), spec, folder, device="cpu", progress=lambda name, done, total: None)
+
+
+def standings(result: CrossPlay) -> dict[str, float]:
+    return {item.name: item.ranked.score.mean for item in result.tournament.standings}
+
+
+def test_a_further_policy_asks_only_for_its_own_pairs(tmp_path: Path) -> None:
+    """12 prompts, 4 of which two of the policies answer alike: 8 pairs x 2 orders; then nothing; then only c's."""
+    a = outputs(tmp_path, "a", ["ant"] * 12)
+    b = outputs(tmp_path, "b", ["ant"] * 4 + ["bee"] * 8)
+    c = outputs(tmp_path, "c", [f"cat {n}" for n in range(12)])
+    folder = tmp_path / "played"
+    first = play(folder, a, b)
+    assert first.num_new == 8 and len(ASKED) == 16 and first.pairs[0].num_same == 4
+    assert standings(first) == pytest.approx({"a": (8 + 2) / 12, "b": 2 / 12})
+    again = play(folder, b, a)
+    assert again.num_new == 0 and len(ASKED) == 16 and standings(again) == standings(first)
+    third = play(folder, c, a, b)
+    # The oracle keeps verdicts by their texts: "ant" against "cat n" is asked once where a and b said the same.
+    assert third.num_new == 24 and len(ASKED) == 16 + 2 * (12 + 8)
+    assert all("cat" in left + right for _, left, right in ASKED[16:])
+    assert standings(third)["a"] == pytest.approx((10 / 12 + 1) / 2)
+    saved = json.loads((folder / "crossplay.json").read_text())
+    assert saved["verdicts"][0] == {"names": ["a", "b"], "wins": 8, "draws": 4, "losses": 0, "same_text": 4}
+    assert json.loads((folder / "oracle.json").read_text())[0]["calls"] == len(ASKED)
+
+
+def test_verdicts_are_alpaca_evals_rows(tmp_path: Path) -> None:
+    """2 means that output_2 wins; an identical text is 1.5."""
+    a, b = outputs(tmp_path, "a", ["x"] * 11 + ["same"]), outputs(tmp_path, "b", ["w"] * 11 + ["same"])
+    play(tmp_path / "played", a, b)
+    rows = [json.loads(line) for line in (tmp_path / "played" / "pairs" / "a__b.jsonl").read_text().splitlines()]
+    assert rows[0] == {
+        "instruction": "prompt 0",
+        "output_1": "x",
+        "output_2": "w",
+        "generator_1": "a",
+        "generator_2": "b",
+        "preference": 2.0,
+    }
+    assert rows[-1]["preference"] == 1.5
+
+
+def test_a_broken_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The oracle fails after 150 of 2 x 100 questions: whole batches are kept, and are not asked again."""
+    prompts = [f"prompt {n}" for n in range(100)]
+    a = outputs(tmp_path, "a", [f"a {n}" for n in range(100)], prompts)
+    b = outputs(tmp_path, "b", [f"b {n}" for n in range(100)], prompts)
+    LIMIT.append(150)
+    with pytest.raises(UserError, match="fell asleep"):
+        play(tmp_path / "played", a, b)
+    LIMIT.clear()
+    before = set(ASKED[:128])
+    ASKED.clear()
+    play(tmp_path / "played", a, b)
+    assert len(ASKED) == 200 - 128 and not before & set(ASKED)
+
+
+def test_other_answers_or_another_oracle_are_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    a, b = outputs(tmp_path, "a", ["ant"] * 12), outputs(tmp_path, "b", ["bee"] * 12)
+    play(tmp_path / "played", a, b)
+    ASKED.clear()
+    with pytest.raises(UserError, match=r"made by other values of oracle\.rule"):
+        play(tmp_path / "played", a, b, spec={"kind": "rule", "rule": "shorter"})
+    outputs(tmp_path, "b", ["bat"] * 12)
+    with pytest.raises(UserError, match=r"made by other values of answers\.b"):
+        play(tmp_path / "played", outputs(tmp_path, "aa", ["x"] * 12), a, b)
+    assert not ASKED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: rows[:-2],
+            r"b\.json: expected the 12 prompts of .*a\.json, found 2 of its prompts missing \('pr",
+        ),
+        (lambda rows: [*rows, {"instruction": "new", "output": "x"}], r"found 1 others \('new'\)"),
+        (lambda rows: [*rows, rows[0]], r"b\.json: expected every instruction once, found 1 again \('prompt 0'\)"),
+        (lambda rows: [{"instruction": "prompt 0"}, *rows[1:]], r"b\.json:1: .* found no output; every prompt needs"),
+        (lambda rows: [{"output": "x"}, *rows[1:]], r"b\.json:1: .* found no instruction"),
+        (lambda rows: [{"instruction": "prompt 0", "output": None}, *rows[1:]], r"found no output"),
+        (lambda rows: [], r"b\.json: expected one answer at least"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
+    a, b = outputs(tmp_path, "a", ["x"] * 12), outputs(tmp_path, "b", ["y"] * 12)
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        read_policies([a, b])
+
+
+def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
+    a = outputs(tmp_path, "a", ["x"] * 12)
+    for arguments, message in (
+        ([a], "two policies at least, with different names, got 1"),
+        ([a, a], "got 'a' twice"),
+        (["a.json"], "expected NAME=model_outputs.json"),
+        (["../a=x.json"], "expected NAME=model_outputs.json"),
+        ([a, f"b={tmp_path / 'none.json'}"], "alignment sample RUN --output FILE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_policies(arguments)
+    with pytest.raises(UserError, match="one YAML file, or kind"):
+        read_oracle([])
+    (tmp_path / "o.yaml").write_text("oracle: {kind: rule, rule: shorter}\n")
+    assert read_oracle([str(tmp_path / "o.yaml"), "flip=0.1"]) == {
+        "ledger": True,
+        "kind": "rule",
+        "rule": "shorter",
+        "flip": 0.1,
+    }
+    b = outputs(tmp_path, "b", ["y"] * 12)
+    panel = {"kind": "panel", "members": {"one": {"kind": "rule", "rule": "shorter"}}}
+    with pytest.raises(UserError, match="expected one oracle, got a panel"):
+        play(tmp_path / "played", a, b, spec=panel)
+
+
+def test_the_command_prints_standings_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three policies that mostly say one word each: a circle."""
+    words = ["stone", "paper", "scissors"]
+    policies = [
+        outputs(tmp_path, word, [f"{word} {n}" for n in range(40)], [f"p{n}" for n in range(40)]) for word in words
+    ]
+    command = ["crossplay", *policies, "--oracle", "kind=rule", "--oracle", "rule=paper_scissors_stone"]
+    for extra in ((), ("--json",)):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--output", str(tmp_path / "played"), *extra])
+        assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "120 new pairs of answers judged" in out and "A Nash method can help" in out
+    tree = json.loads(out[out.index("{") :])
+    assert tree["num_new"] == 0 and [item["weight"] for item in tree["standings"]] == pytest.approx([1 / 3] * 3)
+    assert all(item["exploitability"]["mean"] == 0.5 for item in tree["standings"])
