@@ -44,6 +44,7 @@ LAYERS = [
         "trained",
         "sample",
         "export",
+        "evaluate",
         "iterative",
         "players",
         "loop",
