@@ -185,6 +185,11 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
             f"length_control: expected a file of instructions in prompts.path, found {recipe.prompts.path}; leave "
             "length_control out"
         )
+    if spec.c is None and len(prompts.rows) < 5:
+        raise UserError(
+            f"length_control: expected 5 prompts at least to cross-validate, found {len(prompts.rows)}; give "
+            "length_control.c, or leave length_control out"
+        )
     # Read before anybody is asked: the scorer would refuse them at the end.
     number = read_instructions(Path(recipe.prompts.path))
     difficult = set(read_difficulty(Path(spec.difficulty)).ids_I)
@@ -195,11 +200,6 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
         raise UserError(
             f"length_control.difficulty: expected the difficulty of every prompt, found none of {len(without)}, first "
             f"of {without[0][:60]!r}; give the file of this set"
-        )
-    if spec.c is None and len(prompts.rows) < 5:
-        raise UserError(
-            f"length_control: expected 5 prompts at least to cross-validate, found {len(prompts.rows)}; give "
-            "length_control.c, or leave length_control out"
         )
 
 
