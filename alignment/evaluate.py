@@ -80,8 +80,6 @@ class Evaluated:
         cells: of each policy against each opponent.
         comparisons: of two policies against the same opponent, paired.
         notes: what a reader of the figures must know.
-        matches: the answers and verdicts behind the cells.
-        prompts: what was asked.
     """
 
     folder: Path
@@ -89,8 +87,6 @@ class Evaluated:
     cells: tuple[Cell, ...]
     comparisons: tuple[PairedComparison, ...]
     notes: tuple[str, ...]
-    matches: tuple[Match, ...]
-    prompts: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """What ``results.json`` holds."""
@@ -135,25 +131,23 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         )
         freeze_manifest(folder, {"cost": accounts.summary()})
     cells = tuple(_cell(match, recipe, prompts, folder, progress) for match in matches)
+    manifest = read_manifest(folder)
     evaluated = Evaluated(
         folder=folder,
-        manifest=fingerprint(read_manifest(folder)),
+        manifest=fingerprint(manifest),
         cells=cells,
         comparisons=paired_comparisons(matches),
         notes=tuple(_notes(recipe, prompts, cells)),
-        matches=matches,
-        prompts=prompts.texts,
     )
     write_json(folder / RESULTS, evaluated.to_json())
-    manifest = json.dumps(read_manifest(folder), indent=1, ensure_ascii=False)
     page = evaluation_page(
         folder.resolve().name,
-        evaluated.cells,
+        cells,
         evaluated.comparisons,
         matches,
-        prompts=evaluated.prompts,
+        prompts=prompts.texts,
         notes=evaluated.notes,
-        manifest=manifest,
+        manifest=json.dumps(manifest, indent=1, ensure_ascii=False),
     )
     write_page(page, folder / PAGE)
     return evaluated
@@ -205,31 +199,34 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Player:
-    """A policy: a model that is found and not loaded, or answers that are read."""
+    """A policy: a model that is found and not loaded, or answers that are read.
+
+    Attributes:
+        name: in the recipe.
+        identity: what decides its answers, besides prompts and decoding.
+        model: who answers; ``None`` where the answers are given.
+        given: the answers of a file.
+    """
 
     name: str
-    spec: AnswererSpec
-    model: TrainedModel | None
-    given: tuple[str, ...]
+    identity: Mapping[str, Any]
+    model: TrainedModel | None = None
+    given: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, name: str, spec: AnswererSpec, prompts: PromptSet) -> "_Player":
         if spec.outputs is not None:
-            return cls(name=name, spec=spec, model=None, given=read_outputs(Path(spec.outputs), prompts))
+            given = read_outputs(Path(spec.outputs), prompts)
+            return cls(name=name, identity={"outputs": spec.outputs, "version": _digest(given)}, given=given)
         assert spec.run is not None
-        return cls(name=name, spec=spec, model=find_model(spec.run, checkpoint=spec.checkpoint), given=())
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides its answers, besides prompts and decoding."""
-        if self.model is None:
-            return {"outputs": self.spec.outputs, "version": _digest(self.given)}
-        template = self.model.tokenizer.chat_template
-        return {
-            **self.spec.model_dump(exclude_none=True),
-            "version": self.model.version(),
+        model = find_model(spec.run, checkpoint=spec.checkpoint)
+        template = model.tokenizer.chat_template
+        identity = {
+            **spec.model_dump(exclude_none=True),
+            "version": model.version(),
             "chat_template": None if template is None else _digest(template),
         }
+        return cls(name=name, identity=identity, model=model)
 
 
 def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[_Player]) -> dict[str, Any]:
