@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alignment.comparisons import Report
     from alignment.crossplay import CrossPlay
     from alignment.doctor import Examination
+    from alignment.evaluate import Evaluated
     from alignment.evaluation.scoring import Scored
     from alignment.evaluation.win_matrix import Ranked
     from alignment.iterative import Stage
@@ -325,6 +326,58 @@ def export(
         progress.add_task(f"export {model.name}", total=None)
         done = command.export(model, destination, dtype=dtype, force=force)
     typer.echo(done)
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: AsJson = False) -> None:
+    """Answer prompts with policies, and judge the answers.
+
+    Writes answers, annotations, figures with their intervals, a manifest and a page
+    into output_dir. Killed and run again, it asks for nothing twice.
+
+    \b
+    Example: alignment evaluate recipes/evaluation/textgame.yaml
+    """
+    from alignment.telemetry import silence_telemetry
+
+    silence_telemetry()
+    from alignment.config.evaluation import load_evaluation_recipe
+
+    loaded = load_evaluation_recipe(recipe, overrides or ())
+    _print_notes(loaded.notes)
+    from alignment import evaluate as command
+
+    with _progress() as progress:
+        found = command.evaluate(
+            loaded.recipe, announce=lambda line: typer.echo(line, err=True), progress=_bars(progress)
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_evaluation(found)
+    typer.echo(f"wrote {found.folder}", err=True)
+
+
+def _print_evaluation(found: "Evaluated") -> None:
+    from rich.table import Table
+
+    console = _console()
+    columns = ("policy", "opponent", "win rate", "discrete", "wins", "losses", "draws", "unparsable", "length", "lc")
+    table = Table(*columns, box=None, pad_edge=False)
+    for cell in found.cells:
+        lengths = f"{cell.length.mean:.0f} vs {cell.opponent_length.mean:.0f}"
+        controlled = None if cell.length_controlled is None else cell.length_controlled["length_controlled_winrate"]
+        counts = map(str, (cell.n_wins, cell.n_wins_base, cell.n_draws, cell.n_unparsable))
+        rates = (cell.win_rate.describe(100, 1), cell.discrete_win_rate.describe(100, 1))
+        table.add_row(cell.policy, cell.opponent, *rates, *counts, lengths, _shown(controlled))
+    console.print(table, markup=False)
+    for pair in found.comparisons:
+        typer.echo(
+            f"{pair.first} - {pair.second} against {pair.opponent}: {pair.difference.describe(100, 1)} points, "
+            f"p {_shown(pair.p_value)}"
+        )
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()

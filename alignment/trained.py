@@ -1,5 +1,6 @@
 """Models on disk: what a run left, one of its checkpoints, a folder in the ordinary formats, a name on the Hub."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from alignment.textgame import is_address, resolve_model
 
 _PARTS = ("final", "model")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+# What decides a model's answers: weights, configuration, tokenizer and chat template.
+_DECIDING = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,28 @@ class TrainedModel:
             )
         merged: PreTrainedModel = self._adapted(base).merge_and_unload()
         return merged.eval()
+
+    def version(self) -> str:
+        """What tells it from another model: a hash of the files in its folder, or its commit on the Hub.
+
+        The base model of an adapter counts by its name.
+
+        Raises:
+            UserError: if the Hub's cache does not say the commit.
+        """
+        folder = Path(self.source)
+        if not folder.is_dir():
+            commit = vars(AutoConfig.from_pretrained(self.source)).get("_commit_hash")
+            if commit is None:
+                raise UserError(f"expected a commit of '{self.source}' on the Hub, found none; give a folder")
+            return str(commit)
+        digest = hashlib.sha256()
+        for file in sorted(item for item in folder.iterdir() if item.suffix in _DECIDING):
+            with file.open("rb") as content:
+                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+        if self.adapter is not None and self.recipe is not None:
+            digest.update(json.dumps([self.recipe.policy.model_dump(mode="json"), self.recipe.seed]).encode())
+        return digest.hexdigest()
 
     def load_reference(self) -> PreTrainedModel:
         """What training started from: the run's reference, or the adapter's base model.

@@ -19,15 +19,16 @@ mkdir -p "$folder"
 printf '\nquickstart: a small language model learns to answer as people do (half a minute, then cached)\n'
 .venv/bin/python -c 'from alignment.textgame import shared_game; shared_game()'
 
-# Both read 288,000 verdicts: DPO 2,400 groups of 120 pairs, EGPO 75 iterations of two stages of 1,920 questions.
+# Both read 268,800 verdicts: DPO 2,240 groups of 120 pairs, EGPO 70 iterations of two stages of 1,920 questions.
 printf '\nquickstart: recipes/quickstart/dpo.yaml in the background, see %s/dpo.log\n' "$folder"
 .venv/bin/alignment train recipes/quickstart/dpo.yaml output_dir="$folder/dpo" \
-    data.preferences.limit=2400 training.max_steps=160 training.disable_tqdm=true "$@" >"$folder/dpo.log" 2>&1 &
+    data.preferences.limit=2240 training.max_steps=149 training.disable_tqdm=true "$@" >"$folder/dpo.log" 2>&1 &
 dpo=$!
 trap 'kill "$dpo" 2>/dev/null || true' EXIT
 
 printf 'quickstart: recipes/quickstart/egpo.yaml\n'
-.venv/bin/alignment train recipes/quickstart/egpo.yaml output_dir="$folder/egpo" training.max_steps=75 evaluation.every=25 "$@"
+.venv/bin/alignment train recipes/quickstart/egpo.yaml output_dir="$folder/egpo" \
+    sampling.opponent.num_completions=8 training.learning_rate=2e-3 training.max_steps=70 evaluation.every=35 "$@"
 if ! wait "$dpo"; then
     tail -n 5 "$folder/dpo.log" >&2
     exit 1

@@ -46,6 +46,7 @@ LAYERS = [
         "trained",
         "sample",
         "export",
+        "evaluate",
         "iterative",
         "players",
         "loop",

@@ -27,6 +27,7 @@ COMMANDS = [
     ["reward"],
     ["sample"],
     ["export"],
+    ["evaluate"],
     ["score"],
     ["report"],
     ["doctor"],

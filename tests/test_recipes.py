@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from alignment.config import load_recipe, recipes_folder, shipped_recipes
+from alignment.config.evaluation import load_evaluation_recipe
 from alignment.config.fitting import load_reward_recipe, load_sft_recipe
 from alignment.config.parsing import read_mapping
 
 FOLDER = recipes_folder()
 RECIPES = [path.as_posix() for path in shipped_recipes()]
 # Folders of commands; all others are methods, or hold methods.
-COMMANDS = {"sft": load_sft_recipe, "reward": load_reward_recipe}
+COMMANDS = {"sft": load_sft_recipe, "reward": load_reward_recipe, "evaluation": load_evaluation_recipe}
+VERBS = {"evaluation": "evaluate"}
 OF_METHODS = [name for name in RECIPES if name.partition("/")[0] not in COMMANDS]
 VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES", "PROMPTS", "JUDGE")
 
@@ -40,7 +42,7 @@ def test_it_opens_with_its_command_and_its_device(name: str) -> None:
     command, measured, *_ = (FOLDER / name).read_text().splitlines()
     assert command.startswith("# ")
     folder = name.partition("/")[0]
-    verb = folder if folder in COMMANDS else "train"
+    verb = VERBS.get(folder, folder) if folder in COMMANDS else "train"
     launched = r"accelerate launch --config_file (recipes/accelerate/\w+\.yaml) scripts/train\.py"
     run = re.search(rf"(?:alignment {verb}|{launched}) recipes/{re.escape(name)}$", command)
     assert run is not None

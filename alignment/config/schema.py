@@ -518,7 +518,7 @@ class Recipe(Block):
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
 _NULLABLE = (
     *("policy", "data", "sampling", "schedule", "anchors", "average", "training", "evaluation", "early_stopping"),
-    "mixture",
+    *("mixture", "prompts", "length_control"),
 )
 
 

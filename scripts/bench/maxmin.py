@@ -41,7 +41,8 @@ def train(text: TextGame, mode: str, *, steps: int) -> tuple[Tensor, float]:
         "name": "maxmin",
         "base": {"name": "omd", "tau": TAU},
         "mode": "mirror" if is_crowd else mode,
-        "step": 0.2,
+        # At 0.2 play circles round the optimum: the weights move before the policy has answered.
+        "step": 0.05,
     }
     with tempfile.TemporaryDirectory() as folder:
         trainer = PreferenceTrainer(
@@ -55,7 +56,7 @@ def train(text: TextGame, mode: str, *, steps: int) -> tuple[Tensor, float]:
                 opponent_completions=16,
                 max_new_tokens=20,
                 average_decay=0.98,
-                learning_rate=1e-3,
+                learning_rate=1.5e-3,
                 lr_scheduler_type="cosine",
                 warmup_steps=20,
                 save_strategy="no",
@@ -82,7 +83,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", default=",".join(MODES), help="names with commas between them")
-    parser.add_argument("--steps", type=int, default=400, help="400 unless given")
+    parser.add_argument("--steps", type=int, default=500, help="500 unless given")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
     modes = options.modes.split(",")

@@ -4,6 +4,7 @@
     python scripts/bench/methods.py --methods dpo,egpo       # some of them
     python scripts/bench/methods.py --jobs 2                 # so many at once, with one thread each
     python scripts/bench/methods.py --write docs/methods/README.md       # the table also goes there
+    python scripts/bench/methods.py --figure docs/methods/gaps.svg       # bars of what is left of each gap
     python scripts/bench/methods.py --read                   # run nothing: the table of the runs in --folder
     python scripts/bench/methods.py --json                   # one line of JSON
 
@@ -25,10 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "quickstart"
 OTHER_BETAS = (0.1, 1.0, 2.0, 5.0)
+COLOURS = {"offline": "#9aa5b1", "iterative": "#3a7d44", "online": "#c1621b"}
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 
 
@@ -77,6 +81,7 @@ def row(run: Run, folder: Path) -> dict[str, Any] | None:
     end, start = summary.get("average", summary["after"]), summary["before"]
     return {
         "method": run.label,
+        "schedule": recipe["schedule"]["kind"],
         "reads_average": "average" in summary,
         "tau": recipe["evaluation"]["exact"]["tau"],
         "gap_start": start["exact_gap"],
@@ -107,13 +112,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "seconds",
     )
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    for item in sorted(rows, key=lambda item: item["gap_end"] / item["gap_start"]):
+    for item in sorted(rows, key=_left):
         cells = (
             f"`{item['method']}`{' (average)' if item['reads_average'] else ''}",
             f"{item['tau']:g}",
             f"{item['gap_start']:.4f}",
             f"{item['gap_end']:.4f}",
-            f"{item['gap_end'] / item['gap_start']:.0%}",
+            f"{_left(item):.0%}",
             f"{item['win_rate']:.3f}",
             f"{item['schools']:.3f}",
             f"{item['minority']:.3f}",
@@ -123,6 +128,31 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bars of the part of each gap that is left, the smallest on top."""
+    shown = sorted(rows, key=_left, reverse=True)
+    figure = Figure(figsize=(8, 0.19 * len(shown) + 0.9), layout="constrained")
+    axis = figure.subplots()
+    for schedule, colour in COLOURS.items():
+        places = [place for place, item in enumerate(shown) if item["schedule"] == schedule]
+        axis.barh(places, [_left(shown[place]) for place in places], color=colour, label=schedule, height=0.7)
+    for place, item in enumerate(shown):
+        axis.text(_left(item) * 1.03, place, f"{_left(item):.0%}", va="center", fontsize=7)
+    axis.set_yticks(range(len(shown)), [item["method"] for item in shown], fontsize=7)
+    axis.axvline(1.0, color="#888888", linewidth=0.8)
+    axis.set(xscale="log", xlabel="part of the duality gap that is left; 100 %: no better than the reference")
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.margins(x=0.08, y=0.01)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, loc="lower right")
+    # No date, so that the same rows give the same file.
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _left(item: dict[str, Any]) -> float:
+    return float(item["gap_end"] / item["gap_start"])
 
 
 def write_between(path: Path, text: str) -> None:
@@ -143,6 +173,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "methods", help="where the runs go")
     parser.add_argument("--write", type=Path, help="a page with marks for the table")
+    parser.add_argument("--figure", type=Path, help="a file for the bars, .svg or .png")
     parser.add_argument("--read", action="store_true", help="run nothing: the table of the runs in the folder")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every recipe")
@@ -160,6 +191,8 @@ def main() -> None:
     missing = len(runs) - len(rows)
     if options.write:
         write_between(options.write, table(rows))
+    if options.figure:
+        draw(rows, options.figure)
     print(json.dumps({"rows": rows}) if options.json else table(rows))
     if missing:
         raise SystemExit(f"{missing} of {len(runs)} runs have no summary; see the logs in {options.folder}")

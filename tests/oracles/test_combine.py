@@ -95,7 +95,7 @@ def test_recipes_compose_them() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"kind": "rules"}, r"oracle\.kind: expected one of rule, matrix, bradley_terry, pairwise, .*, got 'rules'"),
+        ({"kind": "rules"}, r"oracle\.kind: expected one of rule, matrix, textgame, .*, got 'rules'"),
         ({"kind": "rule", "rul": "shorter"}, r"unknown key 'rul' for kind 'rule'; did you mean 'rule'\?"),
         ({"kind": "rule"}, r"oracle\.rule: expected a value for kind 'rule', got none"),
         ({"kind": "rule", "rule": "shorter", "flip": 0.7}, r"oracle\.flip: input should be less than or equal to 0\.5"),

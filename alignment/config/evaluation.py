@@ -1,0 +1,191 @@
+"""Recipes of ``alignment evaluate``: who answers which prompts, against whom, and who judges."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from alignment.config.compose import compose
+from alignment.config.parsing import dump_yaml
+from alignment.config.problems import describe_problems
+from alignment.config.schema import Block, schema_keys, without_nulls
+from alignment.errors import UserError
+from alignment.oracles import check_oracle
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+class AnswererSpec(Block):
+    """Who answers: a model that samples here, or a file of answers.
+
+    Attributes:
+        run: a run folder, the folder of a model, a name on the Hub, or ``textgame://model``.
+        checkpoint: of a run folder, in place of its final model.
+        outputs: AlpacaEval's ``model_outputs.json``, or any file of ``instruction`` and ``output``.
+    """
+
+    run: str | None = Field(default=None, min_length=1)
+    checkpoint: int | None = Field(default=None, ge=0)
+    outputs: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.run is None) == (self.outputs is None):
+            raise ValueError(f"expected run or outputs, got {'neither' if self.run is None else 'both'}")
+        if self.checkpoint is not None and self.run is None:
+            raise ValueError("expected checkpoint only with run, got it with outputs")
+        return self
+
+
+class PromptsSpec(Block):
+    """What is answered.
+
+    Attributes:
+        path: a file of any shape that recipes read, or ``textgame://prompts``.
+        set: the benchmark that the file is: it must have all its prompts, and its categories are known.
+        prompt_role: what a prompt given as a string is: a turn of a conversation, or raw text.
+        category: the column of a prompt's category; ``None`` for that of the set.
+        limit: only the first so many.
+    """
+
+    path: str = Field(min_length=1)
+    set: Literal["alpaca_eval", "arena_hard_v0.1", "arena_hard_v2.0", "mt_bench"] | None = None
+    prompt_role: Literal["text", "user"] = "user"
+    category: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_turn(self) -> Self:
+        if self.set == "mt_bench":
+            raise ValueError(
+                "expected a set of single questions, got mt_bench, whose second turn asks about the first answer: that "
+                "is not answered here yet; score judgements that exist with `alignment score mt_bench`"
+            )
+        return self
+
+
+class DecodingSpec(Block):
+    """How the models answer; all of them alike.
+
+    Attributes:
+        temperature: 0 takes the likeliest token at each step.
+        max_new_tokens: the longest answer.
+        num_completions: answers to a prompt.
+        engine: who draws the tokens.
+    """
+
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    max_new_tokens: int = Field(gt=0)
+    num_completions: int = Field(default=1, gt=0)
+    engine: Literal["transformers", "vllm"] = "transformers"
+
+    @model_validator(mode="after")
+    def _greedy_gives_one_answer(self) -> Self:
+        if self.temperature == 0 and self.num_completions > 1:
+            raise ValueError(
+                f"expected num_completions: 1 at temperature 0, which gives one answer, got {self.num_completions}"
+            )
+        return self
+
+
+class LengthControlSpec(Block):
+    """Inputs of AlpacaEval's length-controlled win rate; see ``alignment score alpaca_eval2``.
+
+    Attributes:
+        difficulty: file of the instructions' difficulties.
+        regularizer: file of the regularising judgements; without it the variant is ``noreg``.
+        c: the fit's inverse strength of the penalty; ``None`` cross-validates it.
+        bootstrap: samples of its interval.
+    """
+
+    difficulty: str = Field(min_length=1)
+    regularizer: str | None = None
+    c: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    bootstrap: int = Field(default=200, ge=2)
+
+
+class EvaluationRecipe(Block):
+    """A whole evaluation. Every policy meets every opponent but itself; opponents are policies, too."""
+
+    policies: dict[str, AnswererSpec] = Field(min_length=2)
+    opponents: list[str] = Field(min_length=1)
+    prompts: PromptsSpec
+    oracle: dict[str, Any]
+    sampling: DecodingSpec | None = None
+    length_control: LengthControlSpec | None = None
+    output_dir: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        # Each names a file.
+        odd = [name for name in self.policies if not _NAME.fullmatch(name)]
+        if odd:
+            raise ValueError(f"policies: expected names of letters, digits, '_', '.' and '-', got {odd[0]!r}")
+        unknown = [name for name in self.opponents if name not in self.policies]
+        if unknown:
+            raise ValueError(f"opponents: expected names among {', '.join(self.policies)}, got {unknown[0]!r}")
+        if len(set(self.opponents)) < len(self.opponents):
+            raise ValueError(f"opponents: expected each once, got {', '.join(self.opponents)}")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_is_read(self) -> Self:
+        samples = any(spec.run is not None for spec in self.policies.values())
+        if samples != (self.sampling is not None):
+            found = "none" if samples else "it with files of answers only"
+            raise ValueError(f"expected sampling where a policy has a run, and only there, got {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _length_control_is_of_single_answers(self) -> Self:
+        if self.length_control is not None and self.num_completions > 1:
+            raise ValueError(f"expected one answer to a prompt with length_control, got {self.num_completions}")
+        return self
+
+    @property
+    def num_completions(self) -> int:
+        """Answers to a prompt."""
+        return 1 if self.sampling is None else self.sampling.num_completions
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that reads back to an equal one."""
+        return dump_yaml({**self.model_dump(mode="json", exclude_none=True), "oracle": dict(self.oracle)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEvaluation:
+    """A checked recipe, and what the user should know about how it came about, one line each."""
+
+    recipe: EvaluationRecipe
+    notes: tuple[str, ...]
+
+
+def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedEvaluation:
+    """Read a recipe of ``alignment evaluate``; as :func:`alignment.config.load_recipe`.
+
+    Raises:
+        UserError: with one line for each mistake.
+    """
+    composed = compose(path, overrides)
+    tree = without_nulls(composed.tree)
+    if "method" in tree:
+        raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
+    problems = dict(composed.problems)
+    recipe = None
+    try:
+        recipe = EvaluationRecipe.model_validate(tree)
+    except ValidationError as error:
+        found = describe_problems(error, tree, known=tuple(schema_keys(EvaluationRecipe)))
+        problems |= {key: line for key, line in found.items() if key not in problems}
+    if isinstance(tree.get("oracle"), dict):
+        try:
+            check_oracle(tree["oracle"])
+        except UserError as error:
+            problems.setdefault("oracle", str(error))
+    if problems or recipe is None:
+        raise UserError("\n".join(problems.values()))
+    return LoadedEvaluation(recipe=recipe, notes=composed.notes)

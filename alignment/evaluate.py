@@ -1,0 +1,477 @@
+"""``alignment evaluate``: policies answer a set of prompts, an oracle compares the answers, and figures come of it.
+
+Nothing is paid for twice. Answers are written as they are sampled, under a hash of what decides them; verdicts stand in
+the ledger when they arrive; and ``manifest.json`` says what all of it was made by, before the first answer.
+
+Shape letters: ``P`` prompts, ``G`` answers to a prompt, ``K`` members of a panel, ``N`` questions.
+"""
+
+import dataclasses
+import gc
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import alignment
+from alignment.artefacts import Artefact
+from alignment.config import DataSource
+from alignment.config.evaluation import AnswererSpec, EvaluationRecipe, LengthControlSpec
+from alignment.data import EncodedRow, encode_rows, stop_token_ids
+from alignment.data.rows import describe_skipped
+from alignment.errors import UserError
+from alignment.evaluation import scoring
+from alignment.evaluation.alpaca import annotations, read_instructions
+from alignment.evaluation.length_control import read_difficulty, read_regularizer
+from alignment.evaluation.manifests import fingerprint, freeze_manifest, read_manifest, write_json
+from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
+from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
+from alignment.folders import oracle_accounts
+from alignment.generation import build_engine
+from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
+from alignment.policies import CausalLMPolicy
+from alignment.preparation import read_source
+from alignment.report import PAGE, write_page
+from alignment.report.evaluation import evaluation_page
+from alignment.rounds import answer_prompts
+from alignment.sample import Answered, model_outputs
+from alignment.textgame import is_address
+from alignment.trained import TrainedModel, find_model
+from alignment.types import Oracle
+
+Announce = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+RESULTS = "results.json"
+_PACKAGES = ("torch", "transformers", "tokenizers")
+# Prompts between two writes; an engine that fills its own batches is given more at once.
+_CHUNK = {"transformers": 8, "vllm": 256}
+# Pairs of answers between two movements of the bar.
+_ASKED_AT_ONCE = 64
+# What is kept of the scorer's figures: the rest is said already.
+_LENGTH_CONTROLLED = (
+    "length_controlled_winrate",
+    "lc_low",
+    "lc_high",
+    "lc_se_bootstrap",
+    "lc_se_upstream",
+    "w_len",
+    "w_diff",
+    "w_bias",
+    "c",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        folder: where everything stands.
+        manifest: a hash of what made the figures.
+        cells: of each policy against each opponent.
+        comparisons: of two policies against the same opponent, paired.
+        notes: what a reader of the figures must know.
+    """
+
+    folder: Path
+    manifest: str
+    cells: tuple[Cell, ...]
+    comparisons: tuple[PairedComparison, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``results.json`` holds."""
+        return {
+            "manifest": self.manifest,
+            "cells": [found.to_json() for found in self.cells],
+            "comparisons": [found.to_json() for found in self.comparisons],
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress) -> Evaluated:
+    """Answer, judge, and write figures, annotations and a page into ``output_dir``.
+
+    Args:
+        recipe: a checked one.
+        announce: is told in a line what was left out.
+        progress: called with what is done, how much of it, and how much there is.
+
+    Raises:
+        UserError: if prompts or answers do not fit one another, the folder holds another evaluation, or the judge fails
+            for good.
+    """
+    folder = Path(recipe.output_dir)
+    prompts = _read_prompts(recipe, announce)
+    _check_length_control(recipe, prompts)
+    players = [_Player.find(name, spec, prompts) for name, spec in recipe.policies.items()]
+    freeze_manifest(folder, _manifest(recipe, prompts, players))
+    (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    answers = {player.name: _answers(player, recipe, prompts, folder, progress) for player in players}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with oracle_accounts(folder) as accounts:
+        # Kept unless the recipe says otherwise: what a local model said takes time, too.
+        oracle = build_oracle({"ledger": True, **recipe.oracle}, device, accounts)
+        members = _members(oracle)
+        freeze_manifest(folder, {"judges": [entry["identity"] for entry in accounts.summary()]})
+        matches = tuple(
+            _judge(name, opponent, answers, prompts, members, accounts, progress)
+            for opponent in recipe.opponents
+            for name in recipe.policies
+            if name != opponent
+        )
+        freeze_manifest(folder, {"cost": accounts.summary()})
+    cells = tuple(_cell(match, recipe, prompts, folder, progress) for match in matches)
+    manifest = read_manifest(folder)
+    evaluated = Evaluated(
+        folder=folder,
+        manifest=fingerprint(manifest),
+        cells=cells,
+        comparisons=paired_comparisons(matches),
+        notes=tuple(_notes(recipe, prompts, cells)),
+    )
+    write_json(folder / RESULTS, evaluated.to_json())
+    page = evaluation_page(
+        folder.resolve().name,
+        cells,
+        evaluated.comparisons,
+        matches,
+        prompts=prompts.texts,
+        notes=evaluated.notes,
+        manifest=json.dumps(manifest, indent=1, ensure_ascii=False),
+    )
+    write_page(page, folder / PAGE)
+    return evaluated
+
+
+def _read_prompts(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
+    spec = recipe.prompts
+    # The text game says itself what its prompts are.
+    is_role_read = not is_address(spec.path) or "prompt_role" in spec.model_fields_set
+    role: dict[str, Any] = {"prompt_role": spec.prompt_role} if is_role_read else {}
+    result = read_source(DataSource.model_validate({"path": spec.path, **role}))
+    announce(f"prompts: {result.summary()}")
+    column = spec.category or (None if spec.set is None else SETS[spec.set].category)
+    if column is not None and is_address(spec.path):
+        raise UserError(f"prompts.category: expected a file with a column {column!r}, found {spec.path}; leave it out")
+    categories = None if column is None else read_categories(Path(spec.path), column)
+    prompts = make_prompt_set(result.rows, name=spec.set, categories=categories, limit=spec.limit)
+    if prompts.num_repeated:
+        announce(f"prompts: {prompts.num_repeated:,} that came before count once")
+    return prompts
+
+
+def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
+    spec = recipe.length_control
+    if spec is None:
+        return
+    if is_address(recipe.prompts.path):
+        raise UserError(
+            f"length_control: expected a file of instructions in prompts.path, found {recipe.prompts.path}; leave "
+            "length_control out"
+        )
+    if spec.c is None and len(prompts.rows) < 5:
+        raise UserError(
+            f"length_control: expected 5 prompts at least to cross-validate, found {len(prompts.rows)}; give "
+            "length_control.c, or leave length_control out"
+        )
+    # Read before anybody is asked: the scorer would refuse them at the end.
+    number = read_instructions(Path(recipe.prompts.path))
+    difficult = set(read_difficulty(Path(spec.difficulty)).ids_I)
+    if spec.regularizer is not None:
+        read_regularizer(Path(spec.regularizer))
+    without = [text for text in prompts.texts if number.get(text) not in difficult]
+    if without:
+        raise UserError(
+            f"length_control.difficulty: expected the difficulty of every prompt, found none of {len(without)}, first "
+            f"of {without[0][:60]!r}; give the file of this set"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Player:
+    """A policy: a model that is found and not loaded, or answers that are read.
+
+    Attributes:
+        name: in the recipe.
+        identity: what decides its answers, besides prompts and decoding.
+        model: who answers; ``None`` where the answers are given.
+        given: the answers of a file.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    model: TrainedModel | None = None
+    given: tuple[str, ...] = ()
+
+    @classmethod
+    def find(cls, name: str, spec: AnswererSpec, prompts: PromptSet) -> "_Player":
+        if spec.outputs is not None:
+            given = read_outputs(Path(spec.outputs), prompts)
+            return cls(name=name, identity={"outputs": spec.outputs, "version": _digest(given)}, given=given)
+        assert spec.run is not None
+        model = find_model(spec.run, checkpoint=spec.checkpoint)
+        template = model.tokenizer.chat_template
+        identity = {
+            **spec.model_dump(exclude_none=True),
+            "version": model.version(),
+            "chat_template": None if template is None else _digest(template),
+        }
+        return cls(name=name, identity=identity, model=model)
+
+
+def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[_Player]) -> dict[str, Any]:
+    """What decides the figures, as far as it is known before anybody is asked."""
+    files = {} if recipe.length_control is None else _length_control_identity(recipe.length_control)
+    packages = (*_PACKAGES, *(("vllm",) if recipe.sampling is not None and recipe.sampling.engine == "vllm" else ()))
+    return {
+        "prompts": {
+            **recipe.prompts.model_dump(exclude_none=True),
+            "num_prompts": len(prompts.rows),
+            "sha256": prompts.digest,
+            "categories": _digest(prompts.categories),
+        },
+        "policies": {player.name: player.identity for player in players},
+        "opponents": recipe.opponents,
+        "sampling": None if recipe.sampling is None else recipe.sampling.model_dump(),
+        "oracle": deciding_keys(recipe.oracle),
+        "order": "both, averaged" if recipe.oracle.get("symmetrize", True) else "one, by a hash of the question",
+        "length_control": files,
+        "seed": recipe.seed,
+        "versions": {
+            "python": platform.python_version(),
+            "alignment": alignment.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+
+
+def _length_control_identity(spec: LengthControlSpec) -> dict[str, Any]:
+    paths = {"difficulty": spec.difficulty, "regularizer": spec.regularizer}
+    hashes = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items() if path}
+    return {**hashes, "c": spec.c, "bootstrap": spec.bootstrap}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _answers(
+    player: _Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress
+) -> Answers:
+    """G answers to each prompt, from the file that holds them or from the model."""
+    sampling = None if player.model is None or recipe.sampling is None else recipe.sampling.model_dump()
+    made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": recipe.seed}
+    artefact = Artefact(folder / "outputs" / f"{player.name}.json", made_by)
+    if artefact.is_finished():
+        texts = [item["output"] for item in json.loads(artefact.path.read_text(encoding="utf-8"))]
+        groups = [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
+    elif player.model is None:
+        groups = [[text] for text in player.given]
+    else:
+        groups = _sample(player.name, player.model, recipe, prompts, artefact, progress)
+    if not artefact.is_finished():
+        # Round by round, so that the first ones are a whole set of answers.
+        answered = [
+            Answered(prompt=prompt, answers=(group[g],))
+            for g in range(len(groups[0]))
+            for prompt, group in zip(prompts.texts, groups, strict=True)
+        ]
+        write_json(artefact.path, model_outputs(answered, player.name))
+        artefact.finish()
+        _partial(artefact).unlink(missing_ok=True)
+    # A file has one answer to a prompt; it meets each of the others.
+    repeated = recipe.num_completions // len(groups[0])
+    return [list(group) * repeated for group in groups]
+
+
+def _sample(
+    name: str,
+    model: TrainedModel,
+    recipe: EvaluationRecipe,
+    prompts: PromptSet,
+    artefact: Artefact,
+    progress: Progress,
+) -> list[list[str]]:
+    """Answers of a model, chunk by chunk; those of a process that was killed are taken up."""
+    assert recipe.sampling is not None
+    spec = recipe.sampling
+    rows = _encode(name, model, prompts)
+    size = _CHUNK[spec.engine]
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    seeds = torch.randint(2**31, (len(chunks),), generator=generator).tolist()
+    partial = _partial(artefact)
+    done = _read_partial(partial)
+    what = f"answers of {name}"
+    if len(done) < len(chunks):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        rank = None if model.adapter is None else int(model.adapter["r"])
+        with closing(build_engine(spec.engine, None, model.tokenizer, lora_rank=rank)) as engine:
+            policy = CausalLMPolicy(
+                model.load().to(device),
+                model.tokenizer,
+                stop_token_ids=stop_token_ids(model.tokenizer),
+                temperature=spec.temperature,
+                max_new_tokens=spec.max_new_tokens,
+                engine=engine,
+            )
+            for number in range(len(done), len(chunks)):
+                progress(what, number * size, len(rows))
+                answered = answer_prompts(
+                    policy,
+                    chunks[number],
+                    num_completions=spec.num_completions,
+                    batch_size=size,
+                    seed=seeds[number],
+                )
+                done.append([list(item.row.responses) for item in answered])
+                with partial.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
+            del policy
+        # One model in memory at a time.
+        gc.collect()
+        torch.cuda.empty_cache()
+    progress(what, len(rows), len(rows))
+    return [group for chunk in done for group in chunk]
+
+
+def _partial(artefact: Artefact) -> Path:
+    """Where chunks stand until all are answered, under a hash of what decides them."""
+    return artefact.path.with_name(f"{artefact.path.stem}.{artefact.fingerprint[:16]}.partial.jsonl")
+
+
+def _read_partial(path: Path) -> list[list[list[str]]]:
+    """Chunks that were answered; a line that was torn when the process was killed is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole), encoding="utf-8")
+    return [json.loads(line) for line in whole]
+
+
+def _encode(name: str, model: TrainedModel, prompts: PromptSet) -> tuple[EncodedRow, ...]:
+    bare = [dataclasses.replace(row, responses=(), comparisons=(), scores=None, panel=()) for row in prompts.rows]
+    longest = model.tokenizer.model_max_length
+    result = encode_rows(bare, model.tokenizer, max_prompt_length=longest, max_completion_length=1)
+    if result.skipped:
+        raise UserError(
+            f"policies.{name}: expected prompts that the model can read, {describe_skipped(result.skipped)}; every "
+            "policy must answer the same prompts: leave these out of the file"
+        )
+    return result.rows
+
+
+def _members(oracle: Oracle) -> dict[str, Oracle]:
+    """The members of a panel by name; a single oracle has none."""
+    if not isinstance(oracle, PanelOracle):
+        return {"": oracle}
+    members = dict(zip(oracle.names, oracle.members, strict=True))
+    scaled = [name for name, member in members.items() if isinstance(member, CalibratedOracle)]
+    if scaled:
+        raise UserError(
+            f"oracle.calibrate: expected false in an evaluation, which has no reference to scale '{scaled[0]}' by; set "
+            "oracle.calibrate: false"
+        )
+    return members
+
+
+def _judge(
+    name: str,
+    opponent: str,
+    answers: Mapping[str, Answers],
+    prompts: PromptSet,
+    members: Mapping[str, Oracle],
+    accounts: Accounts,
+    progress: Progress,
+) -> Match:
+    """Have every answer compared with the opponent's; nobody is asked about two that are the same."""
+    ours, theirs = answers[name], answers[opponent]
+    pairs = [(p, g) for p in range(len(ours)) for g in range(len(ours[p])) if ours[p][g] != theirs[p][g]]
+    wins_PGK: Array = np.full((len(ours), len(ours[0]), len(members)), 0.5)
+    before = accounts.spent.unparsable
+    for start in range(0, len(pairs), _ASKED_AT_ONCE):
+        progress(f"{name} vs {opponent}", start, len(pairs))
+        chunk = pairs[start : start + _ASKED_AT_ONCE]
+        asked = (
+            [prompts.texts[p] for p, _ in chunk],
+            [ours[p][g] for p, g in chunk],
+            [theirs[p][g] for p, g in chunk],
+        )
+        for k, member in enumerate(members.values()):
+            for (p, g), win in zip(chunk, ask(member, *asked).tolist(), strict=True):
+                wins_PGK[p, g, k] = win
+    progress(f"{name} vs {opponent}", len(pairs), len(pairs))
+    return Match(
+        policy=name,
+        opponent=opponent,
+        wins_PGK=wins_PGK,
+        ours=ours,
+        theirs=theirs,
+        members=[member for member in members if member],
+        categories=prompts.categories,
+        unparsable=accounts.spent.unparsable - before,
+    )
+
+
+def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Cell:
+    """Write the annotations of a match, and find its figures."""
+    path = folder / "annotations" / f"{match.policy}-vs-{match.opponent}.json"
+    count = recipe.num_completions
+    rows = annotations(
+        [text for g in range(count) for text in prompts.texts],
+        [group[g] for g in range(count) for group in match.theirs],
+        [group[g] for g in range(count) for group in match.ours],
+        match.wins_PG.T.flatten().tolist(),
+        generator_1=match.opponent,
+        generator_2=match.policy,
+        annotator=_judge_name(recipe.oracle),
+    )
+    write_json(path, rows)
+    spec = recipe.length_control
+    if spec is None:
+        return cell(match)
+    options = scoring.Options(
+        difficulty=Path(spec.difficulty),
+        regularizer=None if spec.regularizer is None else Path(spec.regularizer),
+        instructions=Path(recipe.prompts.path),
+        c=spec.c,
+        bootstrap=spec.bootstrap,
+        seed=recipe.seed,
+    )
+    scored = scoring.score("alpaca_eval2", path, options, progress=progress)
+    figures = {key: scored.summary[key] for key in _LENGTH_CONTROLLED if key in scored.summary}
+    return cell(match, {"variant": scored.variant, **figures, "notes": list(scored.notes)})
+
+
+def _judge_name(oracle: Mapping[str, Any]) -> str:
+    parts = (oracle["kind"], next((str(oracle[key]) for key in ("model", "rule", "path") if key in oracle), ""))
+    return " ".join(part for part in parts if part)
+
+
+def _notes(recipe: EvaluationRecipe, prompts: PromptSet, cells: Sequence[Cell]) -> Iterator[str]:
+    if recipe.length_control is None:
+        yield (
+            "no length-controlled win rate: it needs the difficulties of the instructions (length_control.difficulty); "
+            "average lengths stand beside the rates"
+        )
+    if len(prompts.rows) == 1:
+        yield "one prompt says nothing about others: its interval is the whole range"
+    if len(prompts.rows) < len(prompts.known):
+        yield f"the first {len(prompts.rows):,} of {len(prompts.known):,} prompts, not the whole set"
+    for found in cells:
+        said = f"{found.policy} vs {found.opponent}"
+        if found.n_unparsable:
+            yield f"{said}: {found.n_unparsable:,} replies of the judge had no verdict and count as ties"
+        if found.n_identical == found.n_wins + found.n_wins_base + found.n_draws:
+            yield f"{said}: all answers are the same, so the rate is 50 and nobody was asked"
