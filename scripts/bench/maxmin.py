@@ -55,7 +55,7 @@ def train(text: TextGame, mode: str, *, steps: int) -> tuple[Tensor, float]:
                 num_completions=8,
                 opponent_completions=16,
                 max_new_tokens=20,
-                average_decay=0.98,
+                average_decay=0.99,
                 learning_rate=1.5e-3,
                 lr_scheduler_type="cosine",
                 warmup_steps=20,
@@ -83,7 +83,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", default=",".join(MODES), help="names with commas between them")
-    parser.add_argument("--steps", type=int, default=500, help="500 unless given")
+    parser.add_argument("--steps", type=int, default=700, help="700 unless given")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
     modes = options.modes.split(",")

@@ -146,7 +146,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.margins(x=0.08, y=0.01)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="upper right")
     # No date, so that the same rows give the same file.
     figure.savefig(path, metadata={"Date": None})
 
