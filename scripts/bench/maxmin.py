@@ -56,7 +56,7 @@ def train(text: TextGame, mode: str, *, steps: int) -> tuple[Tensor, float]:
                 opponent_completions=16,
                 max_new_tokens=20,
                 average_decay=0.99,
-                learning_rate=1.5e-3,
+                learning_rate=1e-3,
                 lr_scheduler_type="cosine",
                 warmup_steps=20,
                 save_strategy="no",
