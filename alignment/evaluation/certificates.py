@@ -47,11 +47,15 @@ class Certificate:
     @property
     def sentence(self) -> str:
         """The bound, and what it was bought with."""
-        adversary = f"the best of {self.num_candidates} answers" if self.num_candidates > 1 else "an adversary"
+        adversary = (
+            f"the best of {self.num_candidates} answers, chosen by {self.num_answers} of the policy's,"
+            if self.num_candidates > 1
+            else "an adversary"
+        )
         return (
             f"Exploitability at least {100.0 * self.bound:.1f} points of 50 with 95 %: {adversary} wins by "
             f"{self.exploitability.describe(100.0, 1)} points on {self.exploitability.num_prompts:,} prompts, "
-            f"{self.num_answers} answers of the policy each, {self.num_judgements:,} judgements."
+            f"{self.num_judgements:,} judgements."
         )
 
 

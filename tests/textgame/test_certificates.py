@@ -83,19 +83,18 @@ def exact(text: TextGame, rows: slice) -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_best_of_n_texts(text: TextGame) -> None:
-    """Twenty certificates by the best of 16 sampled answers: the bound is never far above nothing, nor above the truth.
+    """Six certificates by the best of 16 sampled answers: bounds above 0, and none above the truth.
 
     An answer that is drawn again is the same text as the policy's and ties, as it should.
     """
     rows = text.rows()
     bounds = [
-        certify(attacked(text, sampled(text, text.ref, rows, 16, seed=100 + n), rows, seed=n)).bound for n in range(20)
+        certify(attacked(text, sampled(text, text.ref, rows, 16, seed=100 + n), rows, seed=n)).bound for n in range(6)
     ]
     truth = exact(text, slice(None))
     print(f"best of 16: exact {truth:.4f}, bounds {min(bounds):.4f} to {max(bounds):.4f}, mean {np.mean(bounds):.4f}")
-    # One in twenty may err.
-    assert sum(bound > truth for bound in bounds) <= 1
-    assert np.mean(bounds) > 0.2 * truth
+    assert max(bounds) < truth
+    assert np.mean(bounds) > 0.1 * truth
 
 
 @pytest.mark.slow
@@ -110,11 +109,11 @@ def test_the_trained_adversary(text: TextGame, adversary: nn.Module) -> None:
         return certify(wins_PNM.reshape(len(wins_PNM), 1, -1))
 
     for name, part in (("learned on", slice(0, TRAINED_ON)), ("held out", slice(TRAINED_ON, None))):
-        found = [certificate(part, seed) for seed in range(10)]
+        found = [certificate(part, seed) for seed in range(4)]
         truth = exact(text, part)
         bounds = [one.bound for one in found]
         print(f"{name}: exact {truth:.4f}, bounds {min(bounds):.4f} to {max(bounds):.4f}; {found[0].sentence}")
-        assert sum(bound > truth for bound in bounds) <= 1
+        assert max(bounds) < truth
         if name == "learned on":
             assert np.mean(bounds) > 0.5 * truth
 
