@@ -309,7 +309,7 @@ def cluster_sums(errors_N: Array, clusters_N: Sequence[Hashable] | None) -> Arra
         return errors_N
     if len(clusters_N) != len(errors_N):
         raise UserError(f"intervals: expected a prompt for each of {len(errors_N)} values, got {len(clusters_N)}")
-    return np.bincount(numbered(clusters_N), weights=errors_N)
+    return np.bincount(numbered(clusters_N), weights=errors_N).astype(np.float64)
 
 
 def numbered(names_N: Sequence[Hashable]) -> NDArray[np.int64]:

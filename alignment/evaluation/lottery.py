@@ -15,6 +15,7 @@ NumPy float64.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import null_space
 
 from alignment.errors import UserError
@@ -118,7 +119,7 @@ def _widen(point_T: Array, directions_TZ: Array, against_OT: Array) -> Array:
     return point_T
 
 
-def _clone_classes(wins_KK: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _clone_classes(wins_KK: Array) -> NDArray[np.int64]:
     """Items with equal rows have one number, [K]."""
     same_KK = np.abs(wins_KK[:, None] - wins_KK[None]).max(-1) <= _SAME
     return numbered(same_KK.argmax(1).tolist())

@@ -9,6 +9,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import schur
 
 from alignment.evaluation.intervals import Array
@@ -180,14 +181,14 @@ def disc_shares(skew_KK: Array) -> tuple[float, ...]:
     return tuple(float(square) / total for square in squares if square > 1e-12 * total) if total > 0.0 else ()
 
 
-def compared_pairs(table_KK: Array) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], ...]:
+def compared_pairs(table_KK: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First and second item of every pair i < j that has a value, [E] each."""
     first_E, second_E = np.triu_indices(len(table_KK), 1)
     has_E = ~np.isnan(table_KK[first_E, second_E])
     return first_E[has_E], second_E[has_E]
 
 
-def incidence(first_E: Array, second_E: Array, num_items: int) -> Array:
+def incidence(first_E: NDArray[np.int64], second_E: NDArray[np.int64], num_items: int) -> Array:
     """The matrix [E, K] that makes differences of scores: +1 for the first item of a pair, -1 for the second."""
     table_EK = np.zeros((len(first_E), num_items))
     rows = np.arange(len(first_E))
