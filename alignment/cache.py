@@ -14,11 +14,26 @@ from torch import Tensor
 
 from alignment.errors import UserError
 
+# Weights, configuration, tokenizer and chat template.
+_DECIDING = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
+
 
 def cache_folder(kind: str) -> Path:
     """Where entries of a kind are kept: below ``ALIGNMENT_CACHE``, or in the user's cache folder."""
     root = os.environ.get("ALIGNMENT_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "alignment") / kind
+
+
+def model_digest(folder: Path) -> "hashlib._Hash":
+    """A hash of the files that decide what a model in a folder says: weights, configuration, tokenizer, template.
+
+    It may be updated with what else does, such as the base of an adapter.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.iterdir() if item.suffix in _DECIDING):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+    return digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +69,6 @@ def read_entry(path: Path, key: str, what: str) -> Entry:
     try:
         with safe_open(path, framework="pt") as file:
             manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
-            # The file is no mapping: it has keys() and is not iterable.
             # The file is no mapping: it has keys() and is not iterable.
             entry = Entry(
                 tensors={name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118

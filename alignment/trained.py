@@ -1,6 +1,5 @@
 """Models on disk: what a run left, one of its checkpoints, a folder in the ordinary formats, a name on the Hub."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignment.cache import model_digest
 from alignment.config import Recipe
 from alignment.config.compose import compose
 from alignment.config.fitting import SFTRecipe
@@ -21,8 +21,6 @@ from alignment.textgame import is_address, resolve_model
 
 _PARTS = ("final", "model")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
-# What decides a model's answers: weights, configuration, tokenizer and chat template.
-_DECIDING = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +85,7 @@ class TrainedModel:
             if commit is None:
                 raise UserError(f"expected a commit of '{self.source}' on the Hub, found none; give a folder")
             return str(commit)
-        digest = hashlib.sha256()
-        for file in sorted(item for item in folder.iterdir() if item.suffix in _DECIDING):
-            with file.open("rb") as content:
-                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+        digest = model_digest(folder)
         if self.adapter is not None and self.recipe is not None:
             digest.update(json.dumps([self.recipe.policy.model_dump(mode="json"), self.recipe.seed]).encode())
         return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,13 +78,10 @@ from alignment.stages import (
     sample_metrics,
 )
 from alignment.store import store_folder, with_stored_anchors
-from alignment.types import LossInputs, LossOutput, Method, Oracle
+from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
 from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
-
-Measure = Callable[[nn.Module], Mapping[str, float]]
-"""The policy -> figures by name."""
 
 # Prompts whose answers by the reference give the spread of each reward of a panel.
 _CALIBRATION_PROMPTS = 128

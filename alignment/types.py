@@ -457,3 +457,7 @@ class Scorer(Protocol):
     def score(self, prompts: list[str], responses: list[str]) -> Tensor:
         """Scores [N]."""
         ...
+
+
+Measure = Callable[[torch.nn.Module], Mapping[str, float]]
+"""A policy -> figures of it by name."""

@@ -1,16 +1,14 @@
 """From a recipe to the arguments of its trainer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from alignment.arguments import AlignmentArguments
 from alignment.config.schema import EvaluationSpec, Recipe
 from alignment.errors import UserError
-
-Measure = Callable[[nn.Module], Mapping[str, float]]
+from alignment.types import Measure
 
 
 def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> AlignmentArguments:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from alignment.config.compose import compose
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
-from alignment.config.schema import Block, schema_keys, without_nulls
+from alignment.config.schema import AnsweringSpec, Block, schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.oracles import check_oracle
 
@@ -67,7 +67,7 @@ class PromptsSpec(Block):
         return self
 
 
-class DecodingSpec(Block):
+class DecodingSpec(AnsweringSpec):
     """How the models answer; all of them alike.
 
     Attributes:
@@ -79,16 +79,7 @@ class DecodingSpec(Block):
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
     max_new_tokens: int = Field(gt=0)
-    num_completions: int = Field(default=1, gt=0)
     engine: Literal["transformers", "vllm"] = "transformers"
-
-    @model_validator(mode="after")
-    def _greedy_gives_one_answer(self) -> Self:
-        if self.temperature == 0 and self.num_completions > 1:
-            raise ValueError(
-                f"expected num_completions: 1 at temperature 0, which gives one answer, got {self.num_completions}"
-            )
-        return self
 
 
 class LengthControlSpec(Block):

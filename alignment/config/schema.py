@@ -357,7 +357,22 @@ class ExactSpec(Block):
     tau: float = Field(ge=0, allow_inf_nan=False)
 
 
-class EvaluationSpec(Block):
+class AnsweringSpec(Block):
+    """How prompts are answered that nothing is learned from; temperature 0 takes the likeliest token at each step."""
+
+    num_completions: int = Field(default=1, gt=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _greedy_gives_one_answer(self) -> Self:
+        if self.temperature == 0 and self.num_completions > 1:
+            raise ValueError(
+                f"expected num_completions: 1 at temperature 0, which gives one answer, got {self.num_completions}"
+            )
+        return self
+
+
+class EvaluationSpec(AnsweringSpec):
     """The win rate against the reference on held-out prompts.
 
     Attributes:
@@ -373,20 +388,10 @@ class EvaluationSpec(Block):
 
     every: int | None = Field(default=None, gt=0)
     oracle: dict[str, Any] | None = None
-    num_completions: int = Field(default=1, gt=0)
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     max_new_tokens: int | None = Field(default=None, gt=0)
     num_prompts: int | None = Field(default=None, gt=0)
     opponents: list[Literal["ref"]] = Field(default=["ref"], min_length=1, max_length=1)
     exact: ExactSpec | None = None
-
-    @model_validator(mode="after")
-    def _greedy_gives_one_answer(self) -> Self:
-        if self.temperature == 0 and self.num_completions > 1:
-            raise ValueError(
-                f"expected num_completions: 1 at temperature 0, which gives one answer, got {self.num_completions}"
-            )
-        return self
 
 
 class Recipe(Block):

@@ -4,7 +4,6 @@ Texts are tokenised as in training (:mod:`alignment.data.tokens`): one BOS, the 
 Shape letters: ``N`` questions, ``T`` tokens.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignment.cache import model_digest
 from alignment.data import PromptText, Row, Skipped, Turn
 from alignment.data.tokens import encode_outcomes
 from alignment.errors import UserError
@@ -27,9 +27,6 @@ from alignment.oracles.templates import PAIR_TEMPLATE, check_template, fill_temp
 
 # Far above any context: the model's own limit decides, and is checked with the tokens in hand.
 _NO_LIMIT = 1 << 30
-
-# Weights, configuration, tokenizer and chat template.
-_MODEL_FILES = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"})
 
 Texts = Sequence[tuple[int, ...]]
 
@@ -200,10 +197,7 @@ def model_version(path: str, model: Any) -> str:
         if commit is None:
             raise UserError(f"oracle.ledger: expected a folder or a commit of '{path}' on the Hub, found neither")
         return str(commit)
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.iterdir() if item.suffix in _MODEL_FILES):
-        with file.open("rb") as content:
-            digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}".encode())
+    digest = model_digest(folder)
     adapter = folder / "adapter_config.json"
     if adapter.exists():
         digest.update(model_version(json.loads(adapter.read_text())["base_model_name_or_path"], model).encode())
