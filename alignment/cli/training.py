@@ -1,0 +1,187 @@
+"""Commands that train a policy or a model, stage by stage or whole, and the one that looks before."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignment.cli.app import app
+from alignment.cli.arguments import AsJson, OverridesArgument, RecipeArgument
+from alignment.cli.printing import open_console, print_notes
+
+if TYPE_CHECKING:
+    from alignment.doctor import Examination
+    from alignment.iterative import Stage
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    one_round: Annotated[
+        bool, typer.Option("--one-round", help="Finish the next round of an iterative recipe, and stop.")
+    ] = False,
+) -> None:
+    """Train a policy by a recipe.
+
+    \b
+    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
+    """
+    if one_round:
+        _run_stage(recipe, overrides, "train")
+        return
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment import loop
+
+    loop.run(loaded.recipe)
+
+
+@app.command()
+def rollout(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Sample the answers of an iterative recipe's next round.
+
+    With `judge` and `train --one-round` it makes a round of three processes, which need not share a machine's memory.
+
+    \b
+    Example: alignment rollout recipes/inpo/tiny.yaml
+    """
+    _run_stage(recipe, overrides, "rollout")
+
+
+@app.command()
+def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Compare the answers that `rollout` sampled.
+
+    \b
+    Example: alignment judge recipes/inpo/tiny.yaml
+    """
+    _run_stage(recipe, overrides, "judge")
+
+
+@app.command()
+def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Store the log-probs of frozen policies (anchors.store: true).
+
+    Of a data set, or of the answers of an iterative recipe's next round.
+
+    \b
+    Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
+    """
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment import loop
+
+    loop.annotate(loaded.recipe)
+
+
+def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> None:
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment import loop
+
+    loop.run_stage(loaded.recipe, stage)
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Fine-tune on demonstrations, or on preferred responses.
+
+    \b
+    Example: alignment sft recipes/sft/tiny_hh.yaml training.max_steps=10
+    """
+    from alignment.telemetry import silence_telemetry
+
+    silence_telemetry()
+    from alignment.config.fitting import load_sft_recipe
+
+    loaded = load_sft_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment.fitting import sft as command
+
+    command.run(loaded.recipe)
+
+
+@app.command()
+def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Train a Bradley-Terry reward model, or one for each group.
+
+    `mixture: {groups: K}` in the recipe finds the groups among the annotators.
+
+    \b
+    Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
+    """
+    from alignment.telemetry import silence_telemetry
+
+    silence_telemetry()
+    from alignment.config.fitting import load_reward_recipe
+
+    loaded = load_reward_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment.fitting import reward as command
+
+    command.run(loaded.recipe)
+
+
+@app.command()
+def doctor(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Examine a recipe before it is run.
+
+    Looks at data, tokens, numbers and the reference, without loading weights.
+    Prints the tokens around the end of the prompt; exits with 2 if a check fails.
+
+    \b
+    Example: alignment doctor recipes/quickstart/dpo.yaml
+    """
+    import dataclasses
+
+    from alignment.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment.doctor import examine
+
+    examination = examine(loaded.recipe, num_rows=rows)
+    if as_json:
+        typer.echo(json.dumps({"is_sound": examination.is_sound, **dataclasses.asdict(examination)}, indent=2))
+    else:
+        _print_examination(examination)
+    if not examination.is_sound:
+        raise typer.Exit(2)
+
+
+def _print_examination(examination: "Examination") -> None:
+    from rich.text import Text
+
+    console = open_console()
+    for boundary in examination.boundaries:
+        line = Text(f"{boundary.source}  ")
+        for tokens, end in ((boundary.prompt, " ‖ "), (boundary.completion, "")):
+            for token in tokens:
+                if token is None:
+                    line.append(" … ")
+                    continue
+                line.append(f"[{token.id} {token.text!r}")
+                line.append(f" {token.mark}" if token.mark else "", style="bold cyan")
+                line.append("]")
+            line.append(end, style="bold")
+        console.print(line, soft_wrap=True)
+    if examination.boundaries:
+        legend = "[id 'text' mark]; ‖ is where the prompt ends and the loss begins\n"
+        console.print(legend, markup=False, highlight=False)
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for finding in examination.findings:
+        line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
+        console.print(line, soft_wrap=True)
