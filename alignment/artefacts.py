@@ -13,6 +13,7 @@ from typing import Any
 
 from alignment.data import Comparison, EncodedRow, Row, Turn
 from alignment.errors import UserError
+from alignment.values import differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,9 @@ class Artefact:
         if not (self.path.exists() and self.manifest.exists()):
             return False
         notes = self.notes()
-        before = dict(_leaves(notes["made_by"]))
-        now = dict(_leaves(json.loads(json.dumps(self.made_by))))
-        differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        differing = differences(notes["made_by"], json.loads(json.dumps(self.made_by)))
         if differing:
-            said = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing)
+            said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
             raise UserError(
                 f"{self.path}: made by other values of {said}; set them back, delete it and what was made of it, or "
                 "start anew in another output_dir"
@@ -136,9 +135,3 @@ def read_rows(path: Path) -> tuple[EncodedRow, ...]:
                     f"{path}:{number}: expected a row of this run, got {error!r}; delete the file"
                 ) from None
     return tuple(rows)
-
-
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict) or not tree:
-        return [(prefix.removesuffix("."), tree)]
-    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]

@@ -21,6 +21,7 @@ from alignment.errors import UserError
 from alignment.evaluation import Met
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
+from alignment.values import differences, leaves
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
@@ -173,10 +174,14 @@ def check_same_recipe(checkpoint: Path, recipe: str) -> None:
     path = checkpoint / "recipe.yaml"
     if not path.exists():
         return
-    before, now = (dict(_leaves(_deciding(parse_text(text, str(path))))) for text in (path.read_text(), recipe))
-    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and not _FREE.fullmatch(key)]
+    # An empty block says as much as none.
+    before, now = (
+        {key: value for key, value in leaves(_deciding(parse_text(text, str(path)))) if value != {}}
+        for text in (path.read_text(), recipe)
+    )
+    differing = {key: values for key, values in differences(before, now).items() if not _FREE.fullmatch(key)}
     if differing:
-        said = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in differing)
+        said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
         raise UserError(
             f"{checkpoint}: expected the recipe that the checkpoint was made by, found other values of {said}; set "
             "them back, or start anew in another output_dir"
@@ -190,11 +195,3 @@ def _deciding(tree: dict[str, Any]) -> dict[str, Any]:
     }
     oracle = None if tree.get("oracle") is None else deciding_keys(tree["oracle"])
     return {**tree, "oracle": oracle, "players": players}
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix.removesuffix("."), tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{prefix}{key}.")

@@ -6,7 +6,6 @@ players have a folder each, with rounds of its own.
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -154,17 +153,15 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
 def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> RunResult:
     """The models of the last round, and what they reach."""
     ends = [player.finish(recipe.schedule.rounds) for player in players]
-    before, after, average = (
-        {name: value for end in ends for name, value in metrics(end).items()}
-        for metrics in (attrgetter("before"), attrgetter("after"), attrgetter("average"))
-    )
+    before = {name: value for end in ends for name, value in end.before.items()}
+    after = {name: value for end in ends for name, value in end.after.items()}
     folder = Path(recipe.output_dir)
     if players[0].ranks.is_first:
         write_summary(
             folder,
             before=before,
             after=after,
-            average=average,
+            average={name: value for end in ends for name, value in end.average.items()},
             seconds=sum(end.seconds for end in ends),
             oracle_calls=sum(end.oracle_calls for end in ends),
         )

@@ -3,7 +3,8 @@
 import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from alignment.errors import UserError
 
@@ -76,3 +77,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def close_names(name: str, known: Sequence[str]) -> list[str]:
     """The known name that is spelt most like this one, if any is."""
     return difflib.get_close_matches(name, known, n=1)
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What stands at the ends of nested objects, by dotted keys; an empty object is an end.
+
+    Example:
+        >>> dict(leaves({"a": {"b": 1, "c": {}}, "d": [2]}))
+        {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    if not isinstance(tree, Mapping) or not tree:
+        yield prefix.removesuffix("."), tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, f"{prefix}{key}.")
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two nested objects: dotted key -> both values, ``None`` where one has none.
+
+    Example:
+        >>> differences({"seed": 0, "data": {"path": "a"}}, {"seed": 1, "data": {"path": "a"}})
+        {'seed': (0, 1)}
+    """
+    before, now = dict(leaves(first)), dict(leaves(second))
+    return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if before.get(key) != now.get(key)}

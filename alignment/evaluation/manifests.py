@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import UserError
+from alignment.values import differences
 
 MANIFEST = "manifest.json"
 # What an evaluation took decides none of its numbers.
@@ -23,8 +24,7 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
         >>> compare_manifests({"seed": 0, "cost": 3}, {"seed": 1, "cost": 4})
         {'seed': (0, 1)}
     """
-    before, now = (dict(_leaves({k: v for k, v in one.items() if k not in _FREE})) for one in (first, second))
-    return {key: (before.get(key), now.get(key)) for key in sorted(before | now) if before.get(key) != now.get(key)}
+    return differences(*({key: value for key, value in one.items() if key not in _FREE} for one in (first, second)))
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
@@ -88,11 +88,3 @@ def write_json(path: Path, value: Any) -> None:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict) or not tree:
-        yield prefix.removesuffix("."), tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, f"{prefix}{key}.")

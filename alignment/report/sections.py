@@ -30,6 +30,7 @@ from alignment.report.blocks import (
 from alignment.report.comparison import columns, compare
 from alignment.report.runs import Run, Track, group_rates, member_rates, win_rate, worst_rate
 from alignment.report.scales import number
+from alignment.values import leaves
 
 _SAMPLES_OF_ONE, _SAMPLES_OF_EACH = 8, 4
 # Of a scatter: more would hide one another.
@@ -487,21 +488,13 @@ def _recipes(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Block]:
-    leaves = [dict(_leaves(run.tree)) for run in runs]
-    keys = [key for key in dict.fromkeys(key for tree in leaves for key in tree) if key != "output_dir"]
-    rows = [[key, *(tree.get(key) for tree in leaves)] for key in keys if len({tree.get(key) for tree in leaves}) > 1]
+    trees = [{key: str(value) for key, value in leaves(run.tree) if value != {}} for run in runs]
+    keys = [key for key in dict.fromkeys(key for tree in trees for key in tree) if key != "output_dir"]
+    rows = [[key, *(tree.get(key) for tree in trees)] for key in keys if len({tree.get(key) for tree in trees}) > 1]
     if rows:
         yield Table(title="Where they differ", columns=["key", *(run.name for run in runs)], rows=rows)
     else:
         yield Note(text="The recipes are the same but for their output_dir.")
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), str(tree)
 
 
 def _versions(runs: Sequence[Run]) -> Iterator[Block]:

@@ -100,6 +100,18 @@ def prompts_batch() -> Batch:
     return collate(encoded, pad_token_id=0)
 
 
+def sampling(temperature: float) -> Sampling:
+    """Three responses at this temperature, two of the opponent at 1."""
+    return Sampling(
+        num_completions=3,
+        temperature=temperature,
+        max_new_tokens=1,
+        engine="transformers",
+        opponent_temperature=1.0,
+        opponent_completions=2,
+    )
+
+
 @pytest.mark.parametrize(
     ("opponent", "expected"),
     [("fresh", "policy@1"), ("target", "target@1"), ("ref", "ref@1"), ("group", None), ("none", None)],
@@ -109,14 +121,7 @@ def test_the_opponent_is_who_the_method_names(opponent: Any, expected: str | Non
     rolled = rollout(
         prompts_batch(),
         needs=Needs(feedback="wins", sampler="policy", opponent=opponent),
-        sampling=Sampling(
-            num_completions=3,
-            temperature=2.0,
-            max_new_tokens=1,
-            engine="transformers",
-            opponent_temperature=1.0,
-            opponent_completions=2,
-        ),
+        sampling=sampling(2.0),
         make_policy=Fixed,  # type: ignore[arg-type]
         policy_of=Named,  # type: ignore[arg-type]
         generator=torch.Generator(),
@@ -147,14 +152,7 @@ def test_answers_of_one_distribution_are_drawn_together(temperature: float, draw
     rolled = rollout(
         prompts_batch(),
         needs=WINS,
-        sampling=Sampling(
-            num_completions=3,
-            temperature=temperature,
-            max_new_tokens=1,
-            engine="transformers",
-            opponent_temperature=1.0,
-            opponent_completions=2,
-        ),
+        sampling=sampling(temperature),
         make_policy=Counted,  # type: ignore[arg-type]
         policy_of=Named,  # type: ignore[arg-type]
         generator=torch.Generator(),
