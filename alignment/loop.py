@@ -37,7 +37,7 @@ from alignment.models import load_causal_model, load_policy, load_tokenizer, lor
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.ranks import Ranks
-from alignment.report import write_report_page
+from alignment.report import LABELS, write_report_page
 from alignment.trainer import PreferenceTrainer
 
 _ROUND_FROM_DATA = (
@@ -258,26 +258,10 @@ def _checkpoint(asked: str | None, folder: Path) -> Path | None:
     return last_checkpoint(folder) if asked == "last" else Path(asked)
 
 
-_SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy, relative to the reference",
-    "accuracy_absolute": "accuracy, absolute: chosen likelier",
-    "undesirable": "share of pairs in the undesirable set",
-    "undesirable_per_token": "the same, per token",
-    "margin": "margin, nats",
-    "chosen_logps": "log-prob of chosen, nats",
-    "rejected_logps": "log-prob of rejected, nats",
-    "target_attainment": "regression target attained",
-    "kl_to_ref": "KL to the reference, nats",
-    "win_rate_vs_ref": "win rate against the reference",
-    "win_rate_vs_ref_worst": "the same by the oracle that gives the lowest",
-}
-
-
 def _print_summary(result: RunResult, console: Console) -> None:
     if result.after:
         table = Table("held-out rows", "before", "after", "change", box=None, pad_edge=False)
-        for name, label in _SHOWN.items():
+        for name, label in LABELS.items():
             if name in result.after and name in result.before:
                 start, end = result.before[name], result.after[name]
                 table.add_row(label, f"{start:.4f}", f"{end:.4f}", f"{end - start:+.4f}")

@@ -13,9 +13,9 @@ from alignment.report.blocks import Sample
 from alignment.report.comparison import ComparisonRow, compare
 from alignment.report.page import render, write_page
 from alignment.report.runs import read_run, read_runs, shared_folder
-from alignment.report.sections import run_page
+from alignment.report.sections import LABELS, run_page
 
-__all__ = ["PAGE", "ComparisonRow", "Report", "render", "report", "write_page", "write_report_page"]
+__all__ = ["LABELS", "PAGE", "ComparisonRow", "Report", "render", "report", "write_page", "write_report_page"]
 
 PAGE = "report.html"
 

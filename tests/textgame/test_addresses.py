@@ -101,10 +101,10 @@ def test_win_rates_count_texts_that_are_no_answers(text: TextGame, monkeypatch: 
     ("name", "overrides", "calls"),
     [
         ("dpo", OFFLINE, 60 * 120),
-        ("kto", (*OFFLINE, "training.per_device_train_batch_size=30"), 60),
-        ("online_ipo", (), 2 * 15 * 120),
+        pytest.param("kto", (*OFFLINE, "training.per_device_train_batch_size=30"), 60, marks=pytest.mark.slow),
+        pytest.param("online_ipo", (), 2 * 15 * 120, marks=pytest.mark.slow),
         ("egpo", (), 2 * 2 * 30 * 8 * 4),
-        ("maxmin", (), 2 * 2 * 30 * 8 * 4),
+        pytest.param("maxmin", (), 2 * 2 * 30 * 8 * 4, marks=pytest.mark.slow),
         ("inpo", ("schedule.rounds=2", "data.prompts.limit=30"), 2 * 30 * 120),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
