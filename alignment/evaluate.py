@@ -6,14 +6,11 @@ the ledger when they arrive; and ``manifest.json`` says what all of it was made 
 Shape letters: ``P`` prompts, ``G`` answers to a prompt, ``K`` members of a panel, ``N`` questions.
 """
 
-import dataclasses
-import gc
 import hashlib
 import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,38 +19,30 @@ import numpy as np
 import torch
 
 import alignment
+from alignment.answering import Player, Progress, find_player, sample_answers
 from alignment.artefacts import Artefact
 from alignment.config import DataSource
-from alignment.config.evaluation import AnswererSpec, EvaluationRecipe, LengthControlSpec
-from alignment.data import EncodedRow, encode_rows, stop_token_ids
-from alignment.data.rows import describe_skipped
+from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec
 from alignment.errors import UserError
 from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
-from alignment.evaluation.manifests import fingerprint, freeze_manifest, read_manifest, write_json
+from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, write_json
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.folders import oracle_accounts
-from alignment.generation import build_engine
 from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
-from alignment.policies import CausalLMPolicy
 from alignment.preparation import read_source
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
-from alignment.rounds import answer_prompts
 from alignment.sample import Answered, model_outputs
 from alignment.textgame import is_address
-from alignment.trained import TrainedModel, find_model
 from alignment.types import Oracle
 
 Announce = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "transformers", "tokenizers")
-# Prompts between two writes; an engine that fills its own batches is given more at once.
-_CHUNK = {"transformers": 8, "vllm": 256}
 # Pairs of answers between two movements of the bar.
 _ASKED_AT_ONCE = 64
 # What is kept of the scorer's figures: the rest is said already.
@@ -113,7 +102,9 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
     folder = Path(recipe.output_dir)
     prompts = _read_prompts(recipe, announce)
     _check_length_control(recipe, prompts)
-    players = [_Player.find(name, spec, prompts) for name, spec in recipe.policies.items()]
+    players = [
+        find_player(name, spec, lambda path: read_outputs(path, prompts)) for name, spec in recipe.policies.items()
+    ]
     freeze_manifest(folder, _manifest(recipe, prompts, players))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     answers = {player.name: _answers(player, recipe, prompts, folder, progress) for player in players}
@@ -197,39 +188,7 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Player:
-    """A policy: a model that is found and not loaded, or answers that are read.
-
-    Attributes:
-        name: in the recipe.
-        identity: what decides its answers, besides prompts and decoding.
-        model: who answers; ``None`` where the answers are given.
-        given: the answers of a file.
-    """
-
-    name: str
-    identity: Mapping[str, Any]
-    model: TrainedModel | None = None
-    given: tuple[str, ...] = ()
-
-    @classmethod
-    def find(cls, name: str, spec: AnswererSpec, prompts: PromptSet) -> "_Player":
-        if spec.outputs is not None:
-            given = read_outputs(Path(spec.outputs), prompts)
-            return cls(name=name, identity={"outputs": spec.outputs, "version": _digest(given)}, given=given)
-        assert spec.run is not None
-        model = find_model(spec.run, checkpoint=spec.checkpoint)
-        template = model.tokenizer.chat_template
-        identity = {
-            **spec.model_dump(exclude_none=True),
-            "version": model.version(),
-            "chat_template": None if template is None else _digest(template),
-        }
-        return cls(name=name, identity=identity, model=model)
-
-
-def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[_Player]) -> dict[str, Any]:
+def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[Player]) -> dict[str, Any]:
     """What decides the figures, as far as it is known before anybody is asked."""
     files = {} if recipe.length_control is None else _length_control_identity(recipe.length_control)
     packages = (*_PACKAGES, *(("vllm",) if recipe.sampling is not None and recipe.sampling.engine == "vllm" else ()))
@@ -238,7 +197,7 @@ def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[_P
             **recipe.prompts.model_dump(exclude_none=True),
             "num_prompts": len(prompts.rows),
             "sha256": prompts.digest,
-            "categories": _digest(prompts.categories),
+            "categories": digest(prompts.categories),
         },
         "policies": {player.name: player.identity for player in players},
         "opponents": recipe.opponents,
@@ -261,13 +220,7 @@ def _length_control_identity(spec: LengthControlSpec) -> dict[str, Any]:
     return {**hashes, "c": spec.c, "bootstrap": spec.bootstrap}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _answers(
-    player: _Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress
-) -> Answers:
+def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Answers:
     """G answers to each prompt, from the file that holds them or from the model."""
     sampling = None if player.model is None or recipe.sampling is None else recipe.sampling.model_dump()
     made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": recipe.seed}
@@ -278,7 +231,10 @@ def _answers(
     elif player.model is None:
         groups = [[text] for text in player.given]
     else:
-        groups = _sample(player.name, player.model, recipe, prompts, artefact, progress)
+        assert recipe.sampling is not None
+        groups = sample_answers(
+            player, prompts.rows, recipe.sampling, seed=recipe.seed, partial=_partial(artefact), progress=progress
+        )
     if not artefact.is_finished():
         # Round by round, so that the first ones are a whole set of answers.
         answered = [
@@ -294,82 +250,9 @@ def _answers(
     return [list(group) * repeated for group in groups]
 
 
-def _sample(
-    name: str,
-    model: TrainedModel,
-    recipe: EvaluationRecipe,
-    prompts: PromptSet,
-    artefact: Artefact,
-    progress: Progress,
-) -> list[list[str]]:
-    """Answers of a model, chunk by chunk; those of a process that was killed are taken up."""
-    assert recipe.sampling is not None
-    spec = recipe.sampling
-    rows = _encode(name, model, prompts)
-    size = _CHUNK[spec.engine]
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    generator = torch.Generator().manual_seed(recipe.seed)
-    seeds = torch.randint(2**31, (len(chunks),), generator=generator).tolist()
-    partial = _partial(artefact)
-    done = _read_partial(partial)
-    what = f"answers of {name}"
-    if len(done) < len(chunks):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        rank = None if model.adapter is None else int(model.adapter["r"])
-        with closing(build_engine(spec.engine, None, model.tokenizer, lora_rank=rank)) as engine:
-            policy = CausalLMPolicy(
-                model.load().to(device),
-                model.tokenizer,
-                stop_token_ids=stop_token_ids(model.tokenizer),
-                temperature=spec.temperature,
-                max_new_tokens=spec.max_new_tokens,
-                engine=engine,
-            )
-            for number in range(len(done), len(chunks)):
-                progress(what, number * size, len(rows))
-                answered = answer_prompts(
-                    policy,
-                    chunks[number],
-                    num_completions=spec.num_completions,
-                    batch_size=size,
-                    seed=seeds[number],
-                )
-                done.append([list(item.row.responses) for item in answered])
-                with partial.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-            del policy
-        # One model in memory at a time.
-        gc.collect()
-        torch.cuda.empty_cache()
-    progress(what, len(rows), len(rows))
-    return [group for chunk in done for group in chunk]
-
-
 def _partial(artefact: Artefact) -> Path:
     """Where chunks stand until all are answered, under a hash of what decides them."""
     return artefact.path.with_name(f"{artefact.path.stem}.{artefact.fingerprint[:16]}.partial.jsonl")
-
-
-def _read_partial(path: Path) -> list[list[list[str]]]:
-    """Chunks that were answered; a line that was torn when the process was killed is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
-
-
-def _encode(name: str, model: TrainedModel, prompts: PromptSet) -> tuple[EncodedRow, ...]:
-    bare = [dataclasses.replace(row, responses=(), comparisons=(), scores=None, panel=()) for row in prompts.rows]
-    longest = model.tokenizer.model_max_length
-    result = encode_rows(bare, model.tokenizer, max_prompt_length=longest, max_completion_length=1)
-    if result.skipped:
-        raise UserError(
-            f"policies.{name}: expected prompts that the model can read, {describe_skipped(result.skipped)}; every "
-            "policy must answer the same prompts: leave these out of the file"
-        )
-    return result.rows
 
 
 def _members(oracle: Oracle) -> dict[str, Oracle]:

@@ -45,6 +45,7 @@ LAYERS = [
         "fitting",
         "trained",
         "sample",
+        "answering",
         "export",
         "evaluate",
         "iterative",

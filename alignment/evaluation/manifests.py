@@ -29,8 +29,12 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """A hash of all that decides the numbers."""
-    deciding = {key: value for key, value in manifest.items() if key not in _FREE}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return digest({key: value for key, value in manifest.items() if key not in _FREE})
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def freeze_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

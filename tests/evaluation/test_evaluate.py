@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
-from alignment import evaluate as command
+from alignment import answering
 from alignment.cli import main
 from alignment.config.evaluation import load_evaluation_recipe
 from alignment.errors import UserError
@@ -370,7 +372,7 @@ def test_answers_that_were_sampled_are_kept(
     sampled: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut after one of three chunks: the rest is sampled, and all is as if nothing had happened."""
-    answer, calls = command.answer_prompts, []
+    answer, calls = answering.answer_prompts, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         if len(calls) == 1:
@@ -380,14 +382,14 @@ def test_answers_that_were_sampled_are_kept(
 
     whole = run(sampled, f"output_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patch:
-        patch.setattr(command, "answer_prompts", counted)
+        patch.setattr(answering, "answer_prompts", counted)
         with pytest.raises(KeyboardInterrupt):
             run(sampled)
     (partial,) = (tmp_path / "out" / "outputs").glob("mine.*.partial.jsonl")
     partial.write_text(partial.read_text() + '[["torn')
     seeds: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(command, "answer_prompts", lambda *a, **o: (seeds.append(o["seed"]), answer(*a, **o))[1])
+        patch.setattr(answering, "answer_prompts", lambda *a, **o: (seeds.append(o["seed"]), answer(*a, **o))[1])
         resumed = run(sampled)
     assert len(seeds) == 5 and seeds[:2] != seeds[2:4] and calls[0] not in seeds[:2]
     assert resumed.to_json() == whole.to_json()
@@ -395,11 +397,20 @@ def test_answers_that_were_sampled_are_kept(
 
 
 @pytest.mark.slow
-def test_the_same_weights_give_the_same_answers(sampled: dict[str, Any]) -> None:
+def test_the_same_weights_give_the_same_answers_and_others_draw_their_own(
+    sampled: dict[str, Any], models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Of weights that differ by a millionth the answers would be the same, too, if the random numbers were."""
+    shutil.copytree(models["first"], tmp_path / "twin")
+    weights = load_file(tmp_path / "twin" / "model.safetensors")
+    save_file({name: tensor * (1 + 1e-6) for name, tensor in weights.items()}, tmp_path / "twin" / "model.safetensors")
     sampled["policies"]["base"] = sampled["policies"]["mine"]
     sampled["sampling"]["num_completions"] = 2
     found = run({**sampled, "oracle": {"kind": "rule", "rule": f"{__name__}:never"}})
     assert found.cells[0].n_identical == 40 and found.cells[0].win_rate.mean == 0.5
+    sampled["policies"]["mine"] = {"run": str(tmp_path / "twin")}
+    found = run({**sampled, "output_dir": str(tmp_path / "other")})
+    assert found.cells[0].n_identical < 20
 
 
 @pytest.mark.slow
