@@ -1,4 +1,4 @@
-"""Who answers in an evaluation, and the answers: of a file, or of a model, written as they are sampled.
+"""Who answers in an evaluation, and the answers: of a file, or of a model here or on a server, kept as they come.
 
 Seeds are a hash of the evaluation's seed and of what answers: equal weights give equal answers, and others give
 answers that are independent of them. With the same random numbers two policies that resemble one another would mostly
@@ -8,7 +8,7 @@ say the same, and where they do not, what they say would be matched: the mean ov
 import dataclasses
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.evaluation.manifests import digest
-from alignment.generation import build_engine
+from alignment.generation import build_engine, check_engine
+from alignment.generation.chat import ChatServer
+from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
 from alignment.trained import TrainedModel, find_model
@@ -30,27 +32,35 @@ Progress = Callable[[str, int, int], None]
 
 # Prompts between two writes; an engine that fills its own batches is given more at once.
 _CHUNK = {"transformers": 8, "vllm": 256}
+_SERVER_CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Player:
-    """A policy: a model that is found and not loaded, or answers that are read.
+    """A policy: a model that is found and not loaded, one that a server has, or answers that are read.
 
     Attributes:
         name: in the recipe.
         identity: what decides its answers, besides prompts and decoding.
-        model: who answers; ``None`` where the answers are given.
+        model: who answers here.
+        server: who answers elsewhere.
         given: the answers of a file.
     """
 
     name: str
     identity: Mapping[str, Any]
     model: TrainedModel | None = None
+    server: ServerOptions | None = None
     given: tuple[str, ...] = ()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether nobody is asked."""
+        return self.model is None and self.server is None
 
 
 def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], tuple[str, ...]]) -> Player:
-    """Find a model, or read the answers of a file.
+    """Find a model or where it is served, or read the answers of a file.
 
     Args:
         name: in the recipe.
@@ -58,11 +68,17 @@ def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], tu
         read_answers: reads a file of them.
 
     Raises:
-        UserError: if there is no such model, or the file does not fit.
+        UserError: if there is no such model, the key of a server is not set, or the file does not fit.
     """
     if spec.outputs is not None:
         given = read_answers(Path(spec.outputs))
         return Player(name=name, identity={"outputs": spec.outputs, "version": digest(given)}, given=given)
+    if spec.server is not None:
+        check_engine("openai", spec.server.model_dump())
+        # The key is missed now, not after others have answered.
+        ChatServer(spec.server).close()
+        served = {"base_url": spec.server.base_url, "model": spec.server.model}
+        return Player(name=name, identity={"server": served, "version": digest(served)}, server=spec.server)
     assert spec.run is not None
     model = find_model(spec.run, checkpoint=spec.checkpoint)
     template = model.tokenizer.chat_template
@@ -88,46 +104,68 @@ def sample_answers(
         progress: called with what is done, how much of it, and how much there is.
 
     Raises:
-        UserError: if the model cannot read a prompt.
+        UserError: if the model cannot read a prompt, or the server fails for good.
     """
-    assert player.model is not None
-    encoded = _encode(player.name, player.model, rows)
-    size = _CHUNK[spec.engine]
-    chunks = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+    size = _CHUNK[spec.engine] if player.server is None else _SERVER_CHUNK
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     hashed = int(digest([seed, player.identity["version"]])[:15], 16)
-    seeds = torch.randint(2**31, (len(chunks),), generator=torch.Generator().manual_seed(hashed)).tolist()
+    seeds = torch.randint(2**31, (len(parts),), generator=torch.Generator().manual_seed(hashed)).tolist()
     done = _read_partial(partial)
+    left = list(zip(parts, seeds, strict=True))[len(done) :]
     what = f"answers of {player.name}"
-    if len(done) < len(chunks):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        rank = None if player.model.adapter is None else int(player.model.adapter["r"])
-        with closing(build_engine(spec.engine, None, player.model.tokenizer, lora_rank=rank)) as engine:
-            policy = CausalLMPolicy(
-                player.model.load().to(device),
-                player.model.tokenizer,
-                stop_token_ids=stop_token_ids(player.model.tokenizer),
-                temperature=spec.temperature,
-                max_new_tokens=spec.max_new_tokens,
-                engine=engine,
-            )
-            for number in range(len(done), len(chunks)):
-                progress(what, number * size, len(encoded))
-                answered = answer_prompts(
-                    policy,
-                    chunks[number],
-                    num_completions=spec.num_completions,
-                    batch_size=size,
-                    seed=seeds[number],
-                )
-                done.append([list(item.row.responses) for item in answered])
-                with partial.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-            del policy
+    if left:
+        progress(what, left[0][0].start, len(rows))
+        for groups in (_sample_here if player.server is None else _sample_there)(player, rows, spec, left):
+            done.append(groups)
+            with partial.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(groups) + "\n")
+            progress(what, min(len(done) * size, len(rows)), len(rows))
         # One model in memory at a time.
         gc.collect()
         torch.cuda.empty_cache()
-    progress(what, len(encoded), len(encoded))
     return [group for chunk in done for group in chunk]
+
+
+Parts = Sequence[tuple[slice, int]]
+"""Which rows are answered together, and by which seed."""
+
+
+def _sample_here(player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Parts) -> Iterator[list[list[str]]]:
+    assert player.model is not None
+    encoded = _encode(player.name, player.model, rows)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = None if player.model.adapter is None else int(player.model.adapter["r"])
+    with closing(build_engine(spec.engine, None, player.model.tokenizer, lora_rank=rank)) as engine:
+        policy = CausalLMPolicy(
+            player.model.load().to(device),
+            player.model.tokenizer,
+            stop_token_ids=stop_token_ids(player.model.tokenizer),
+            temperature=spec.temperature,
+            max_new_tokens=spec.max_new_tokens,
+            engine=engine,
+        )
+        for part, seed in parts:
+            answered = answer_prompts(
+                policy,
+                encoded[part],
+                num_completions=spec.num_completions,
+                batch_size=_CHUNK[spec.engine],
+                seed=seed,
+            )
+            yield [list(item.row.responses) for item in answered]
+
+
+def _sample_there(player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Parts) -> Iterator[list[list[str]]]:
+    assert player.server is not None
+    with closing(ChatServer(player.server)) as server:
+        for part, seed in parts:
+            yield server.answer(
+                [row.prompt for row in rows[part]],
+                temperature=spec.temperature,
+                max_new_tokens=spec.max_new_tokens,
+                num_completions=spec.num_completions,
+                seed=seed,
+            )
 
 
 def _read_partial(path: Path) -> list[list[list[str]]]:

@@ -128,7 +128,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         manifest=fingerprint(manifest),
         cells=cells,
         comparisons=paired_comparisons(matches),
-        notes=tuple(_notes(recipe, prompts, cells)),
+        notes=tuple(_notes(recipe, prompts, answers, cells)),
     )
     write_json(folder / RESULTS, evaluated.to_json())
     page = evaluation_page(
@@ -222,13 +222,13 @@ def _length_control_identity(spec: LengthControlSpec) -> dict[str, Any]:
 
 def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Answers:
     """G answers to each prompt, from the file that holds them or from the model."""
-    sampling = None if player.model is None or recipe.sampling is None else recipe.sampling.model_dump()
+    sampling = None if player.is_given or recipe.sampling is None else recipe.sampling.model_dump()
     made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": recipe.seed}
     artefact = Artefact(folder / "outputs" / f"{player.name}.json", made_by)
     if artefact.is_finished():
         texts = [item["output"] for item in json.loads(artefact.path.read_text(encoding="utf-8"))]
         groups = [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
-    elif player.model is None:
+    elif player.is_given:
         groups = [[text] for text in player.given]
     else:
         assert recipe.sampling is not None
@@ -342,7 +342,9 @@ def _judge_name(oracle: Mapping[str, Any]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _notes(recipe: EvaluationRecipe, prompts: PromptSet, cells: Sequence[Cell]) -> Iterator[str]:
+def _notes(
+    recipe: EvaluationRecipe, prompts: PromptSet, answers: Mapping[str, Answers], cells: Sequence[Cell]
+) -> Iterator[str]:
     if recipe.length_control is None:
         yield (
             "no length-controlled win rate: it needs the difficulties of the instructions (length_control.difficulty); "
@@ -352,6 +354,10 @@ def _notes(recipe: EvaluationRecipe, prompts: PromptSet, cells: Sequence[Cell]) 
         yield "one prompt says nothing about others: its interval is the whole range"
     if len(prompts.rows) < len(prompts.known):
         yield f"the first {len(prompts.rows):,} of {len(prompts.known):,} prompts, not the whole set"
+    for name, groups in answers.items():
+        empty = sum(not text.strip() for group in groups for text in group)
+        if empty:
+            yield f"{name}: {empty:,} of {sum(map(len, groups)):,} answers have no text"
     for found in cells:
         said = f"{found.policy} vs {found.opponent}"
         if found.n_unparsable:

@@ -13,31 +13,41 @@ from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
 from alignment.config.schema import AnsweringSpec, Block, schema_keys, without_nulls
 from alignment.errors import UserError
+from alignment.generation.options import ServerOptions
 from alignment.oracles import check_oracle
 
 _NAME = re.compile(r"\w[\w.-]*")
 
 
 class AnswererSpec(Block):
-    """Who answers: a model that samples here, or a file of answers.
+    """Who answers: a model that samples here, one that a server has, or a file of answers.
 
     Attributes:
         run: a run folder, the folder of a model, a name on the Hub, or ``textgame://model``.
         checkpoint: of a run folder, in place of its final model.
+        server: where a model is, and what it is called there.
         outputs: AlpacaEval's ``model_outputs.json``, or any file of ``instruction`` and ``output``.
     """
 
     run: str | None = Field(default=None, min_length=1)
     checkpoint: int | None = Field(default=None, ge=0)
+    server: ServerOptions | None = None
     outputs: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.run is None) == (self.outputs is None):
-            raise ValueError(f"expected run or outputs, got {'neither' if self.run is None else 'both'}")
+        sources = {"run": self.run, "server": self.server, "outputs": self.outputs}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of run, server and outputs, got {' and '.join(given) or 'none'}")
         if self.checkpoint is not None and self.run is None:
-            raise ValueError("expected checkpoint only with run, got it with outputs")
+            raise ValueError(f"expected checkpoint only with run, got it with {given[0]}")
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is a model."""
+        return self.outputs is None
 
 
 class PromptsSpec(Block):
@@ -74,7 +84,7 @@ class DecodingSpec(AnsweringSpec):
         temperature: 0 takes the likeliest token at each step.
         max_new_tokens: the longest answer.
         num_completions: answers to a prompt.
-        engine: who draws the tokens.
+        engine: who draws the tokens of a model that samples here.
     """
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
@@ -125,10 +135,10 @@ class EvaluationRecipe(Block):
 
     @model_validator(mode="after")
     def _sampling_is_read(self) -> Self:
-        samples = any(spec.run is not None for spec in self.policies.values())
+        samples = any(spec.samples for spec in self.policies.values())
         if samples != (self.sampling is not None):
             found = "none" if samples else "it with files of answers only"
-            raise ValueError(f"expected sampling where a policy has a run, and only there, got {found}")
+            raise ValueError(f"expected sampling where a policy has a run or a server, and only there, got {found}")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignment.config.parsing import dump_yaml
-from alignment.generation.options import ServerOptions, VLLMOptions
+from alignment.generation.options import PolicyServerOptions, VLLMOptions
 from alignment.methods import build_method
 from alignment.types import Method, Needs
 
@@ -265,7 +265,7 @@ class SamplingSpec(Block):
     engine: Literal["transformers", "vllm", "openai", "enumerate"] = "transformers"
     continuous_batching: bool | None = None
     vllm: VLLMOptions | None = None
-    server: ServerOptions | None = None
+    server: PolicyServerOptions | None = None
     responses: list[str] | None = Field(default=None, min_length=2)
     opponent: OpponentSpec = OpponentSpec()
     top_k: int | None = Field(default=None, gt=0)

@@ -51,6 +51,9 @@ class Connection:
     def complete(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The first choice of each request, in their order.
 
+        Args:
+            bodies: of chat completions where they hold ``messages``, else of completions.
+
         Raises:
             UserError: for the first request that failed for good; those that have not begun are not sent.
         """
@@ -63,7 +66,7 @@ class Connection:
 
     def _complete_one(self, body: dict[str, Any]) -> dict[str, Any]:
         for _ in range(self._retries + 1):
-            reply = self._post("/completions", body)
+            reply = self._post("/chat/completions" if "messages" in body else "/completions", body)
             choices = reply.get("choices") if isinstance(reply, dict) else None
             if isinstance(choices, list) and choices and isinstance(choices[0], dict):
                 return choices[0]

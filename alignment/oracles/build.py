@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignment.errors import UserError
 from alignment.games import PreferenceGame
+from alignment.generation.options import BaseURL
 from alignment.methods._card import nearest
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle
 from alignment.oracles.combine import (
@@ -222,7 +222,7 @@ class JudgeSpec(OracleSpec):
     """
 
     model: str = Field(min_length=1)
-    base_url: str
+    base_url: BaseURL
     api_key_env: str | None = None
     version: str | None = None
     template: str | None = None
@@ -260,11 +260,6 @@ class JudgeSpec(OracleSpec):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Self:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("expected a base_url such as https://host/v1")
-        if url.username or url.password:
-            raise ValueError("expected a base_url without a secret, which belongs into the variable api_key_env")
         try:
             re.compile(self.pattern or "")
         except re.error as error:

@@ -26,6 +26,7 @@ from alignment.evaluation.intervals import mean_interval
 from alignment.evaluation.manifests import compare_manifests, read_manifest
 from alignment.evaluation.matches import Match, cell, paired_comparisons
 from alignment.tiny import tiny_model, tiny_tokenizer
+from tests.generation.http_stand_in import ScriptedServer, serving
 from tests.oracles.server import Reply, answers_shown, says, serve
 
 ROOT = Path(__file__).parents[2]
@@ -189,8 +190,9 @@ def test_answers_that_do_not_fit_are_refused(case: str, tree: dict[str, Any], tm
 BAD_RECIPES = {
     "opponents=[them]": "opponents: expected names among base, mine, poor, same, got 'them'",
     "opponents=[base, base]": "opponents: expected each once",
-    "policies.mine={}": "policies.mine: expected run or outputs, got neither",
-    "policies.mine.run=here": "policies.mine: expected run or outputs, got both",
+    "policies.mine={}": "policies.mine: expected one of run, server and outputs, got none",
+    "policies.mine.run=here": "policies.mine: expected one of run, server and outputs, got run and outputs",
+    "policies.mine={server: {base_url: here, model: m}}": "server.base_url: expected a base_url such as https://host",
     "policies.a/b={outputs: x}": "expected names of letters",
     "sampling={temperature: 1.0, max_new_tokens: 4}": "got it with files of answers only",
     "prompts.set=mt_bench": "whose second turn asks about the first answer",
@@ -334,6 +336,43 @@ def test_a_reply_without_a_verdict_is_a_counted_tie(tree: dict[str, Any], tmp_pa
     assert (mine.win_rate.mean, mine.win_rate.low) == pytest.approx((expected.mean, expected.low))
     assert any("1 replies of the judge had no verdict and count as ties" in note for note in found.notes)
     assert read_manifest(found.folder)["order"] == "one, by a hash of the question"
+
+
+def test_a_model_on_a_server_answers(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls silent after 35 of 40 questions: the 32 of the whole chunk are kept, and 8 are asked again."""
+    prompts = [f"Question {n}?" for n in range(40)]
+    write_rows(tmp_path / "prompts.jsonl", [{"instruction": prompt} for prompt in prompts])
+    write_outputs(tmp_path / "base.jsonl", prompts, ["a rather long answer"] * 40)
+
+    def chat(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        (message,) = body["messages"]
+        text = None if message["content"] == "Question 3?" else message["content"][:10]
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return (500, "broken") if len(server.requests) == 36 else (200, {"choices": [choice]})
+
+    with serving(ScriptedServer(chat)) as server:
+        remote = {"base_url": server.base_url, "model": "remote", "api_key_env": "ITS_KEY", "retries": 0}
+        policies = {"mine": {"server": {**remote, "concurrency": 1}}, "base": tree["policies"]["base"]}
+        recipe = {**tree, "policies": policies, "prompts": {"path": tree["prompts"]["path"]}}
+        recipe |= {"sampling": {"temperature": 0.5, "max_new_tokens": 9}, "oracle": {"kind": "rule", "rule": "shorter"}}
+        with pytest.raises(UserError, match="expected a key in the environment variable ITS_KEY"):
+            run(recipe)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.setenv("ITS_KEY", "secret")
+        with pytest.raises(UserError, match="no answer after 1 tries"):
+            run(recipe)
+        found = run({**recipe, "policies": {**policies, "mine": {"server": {**remote, "concurrency": 5}}}})
+    asked = [(path, body["messages"][0]["content"], body["seed"]) for path, body in server.requests]
+    # One more may have been under way when the last one failed.
+    assert len(asked) - 8 in (36, 37) and set(asked[:32]).isdisjoint(asked[-8:]) and set(asked[32:-8]) < set(asked[-8:])
+    assert [text for _, text, _ in asked[:32]] == prompts[:32] and len({seed for *_, seed in asked}) == 40
+    body = server.requests[0][1]
+    assert asked[0][0] == "/v1/chat/completions"
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("remote", 0.5, 9)
+    assert found.cells[0].win_rate.mean > 0.5 and found.cells[0].n_identical == 0
+    assert "mine: 1 of 40 answers have no text" in found.notes
+    manifest = (found.folder / "manifest.json").read_text()
+    assert read_manifest(found.folder)["policies"]["mine"]["server"]["model"] == "remote" and "secret" not in manifest
 
 
 # Models
