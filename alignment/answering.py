@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from alignment.artefacts import Artefact
 from alignment.config.evaluation import AnswererSpec, DecodingSpec
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
@@ -23,6 +24,7 @@ from alignment.errors import UserError
 from alignment.evaluation.manifests import digest
 from alignment.generation import build_engine, check_engine
 from alignment.generation.chat import ChatServer
+from alignment.generation.http import read_key
 from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
@@ -33,6 +35,7 @@ Progress = Callable[[str, int, int], None]
 # Prompts between two writes; an engine that fills its own batches is given more at once.
 _CHUNK = {"transformers": 8, "vllm": 256}
 _SERVER_CHUNK = 32
+_PARTIAL = "{stem}.{part}.partial.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +47,14 @@ class Player:
         identity: what decides its answers, besides prompts and decoding.
         model: who answers here.
         server: who answers elsewhere.
-        given: the answers of a file.
+        given: the answers of a file, to each prompt or turn after turn.
     """
 
     name: str
     identity: Mapping[str, Any]
     model: TrainedModel | None = None
     server: ServerOptions | None = None
-    given: tuple[str, ...] = ()
+    given: Sequence[tuple[str, ...]] = ()
 
     @property
     def is_given(self) -> bool:
@@ -59,7 +62,7 @@ class Player:
         return self.model is None and self.server is None
 
 
-def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], tuple[str, ...]]) -> Player:
+def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], Sequence[tuple[str, ...]]]) -> Player:
     """Find a model or where it is served, or read the answers of a file.
 
     Args:
@@ -76,7 +79,7 @@ def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], tu
     if spec.server is not None:
         check_engine("openai", spec.server.model_dump())
         # The key is missed now, not after others have answered.
-        ChatServer(spec.server).close()
+        read_key(spec.server)
         served = {"base_url": spec.server.base_url, "model": spec.server.model}
         return Player(name=name, identity={"server": served, "version": digest(served)}, server=spec.server)
     assert spec.run is not None
@@ -91,7 +94,14 @@ def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], tu
 
 
 def sample_answers(
-    player: Player, rows: Sequence[Row], spec: DecodingSpec, *, seed: int, partial: Path, progress: Progress
+    player: Player,
+    rows: Sequence[Row],
+    spec: DecodingSpec,
+    artefact: Artefact,
+    *,
+    seed: int,
+    progress: Progress,
+    part: str = "answers",
 ) -> list[list[str]]:
     """Answers of a model to the prompts of rows, chunk by chunk; those of a process that was killed are taken up.
 
@@ -99,20 +109,22 @@ def sample_answers(
         player: a model.
         rows: what is answered; only their prompts are read.
         spec: how, and how many to each.
+        artefact: what they will be a part of. Chunks stand beside it, under a hash of what decides them.
         seed: of the evaluation.
-        partial: the file of chunks that are answered; its name must say what decides them.
         progress: called with what is done, how much of it, and how much there is.
+        part: what they are; the same model answers the same prompt independently under another name.
 
     Raises:
         UserError: if the model cannot read a prompt, or the server fails for good.
     """
+    partial = artefact.path.with_name(_PARTIAL.format(stem=_stem(artefact), part=part.replace(" ", "-")))
     size = _CHUNK[spec.engine] if player.server is None else _SERVER_CHUNK
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    hashed = int(digest([seed, player.identity["version"]])[:15], 16)
+    hashed = int(digest([seed, player.identity["version"], part])[:15], 16)
     seeds = torch.randint(2**31, (len(parts),), generator=torch.Generator().manual_seed(hashed)).tolist()
     done = _read_partial(partial)
     left = list(zip(parts, seeds, strict=True))[len(done) :]
-    what = f"answers of {player.name}"
+    what = f"{part} of {player.name}"
     if left:
         progress(what, left[0][0].start, len(rows))
         for groups in (_sample_here if player.server is None else _sample_there)(player, rows, spec, left):
@@ -124,6 +136,16 @@ def sample_answers(
         gc.collect()
         torch.cuda.empty_cache()
     return [group for chunk in done for group in chunk]
+
+
+def discard_chunks(artefact: Artefact) -> None:
+    """Remove what :func:`sample_answers` has left beside an artefact that is finished."""
+    for path in artefact.path.parent.glob(_PARTIAL.format(stem=_stem(artefact), part="*")):
+        path.unlink()
+
+
+def _stem(artefact: Artefact) -> str:
+    return f"{artefact.path.stem}.{artefact.fingerprint[:16]}"
 
 
 Parts = Sequence[tuple[slice, int]]
@@ -185,6 +207,6 @@ def _encode(name: str, model: TrainedModel, rows: Sequence[Row]) -> tuple[Encode
     if result.skipped:
         raise UserError(
             f"policies.{name}: expected prompts that the model can read, {describe_skipped(result.skipped)}; every "
-            "policy must answer the same prompts: leave these out of the file"
+            "policy must answer the same prompts: leave these out of the file, or shorten the answers that they hold"
         )
     return result.rows

@@ -7,9 +7,7 @@ Shape letters: ``P`` prompts, ``G`` answers to a prompt, ``K`` members of a pane
 """
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import alignment
-from alignment.answering import Player, Progress, find_player, sample_answers
+from alignment.answering import Player, Progress, discard_chunks, find_player, sample_answers
 from alignment.artefacts import Artefact
 from alignment.config import DataSource
 from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec
@@ -27,7 +24,7 @@ from alignment.errors import UserError
 from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
-from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, write_json
+from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.folders import oracle_accounts
@@ -42,7 +39,6 @@ from alignment.types import Oracle
 Announce = Callable[[str], None]
 
 RESULTS = "results.json"
-_PACKAGES = ("torch", "transformers", "tokenizers")
 # Pairs of answers between two movements of the bar.
 _ASKED_AT_ONCE = 64
 # What is kept of the scorer's figures: the rest is said already.
@@ -103,7 +99,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
     prompts = _read_prompts(recipe, announce)
     _check_length_control(recipe, prompts)
     players = [
-        find_player(name, spec, lambda path: read_outputs(path, prompts)) for name, spec in recipe.policies.items()
+        find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
+        for name, spec in recipe.policies.items()
     ]
     freeze_manifest(folder, _manifest(recipe, prompts, players))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -191,7 +188,6 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
 def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[Player]) -> dict[str, Any]:
     """What decides the figures, as far as it is known before anybody is asked."""
     files = {} if recipe.length_control is None else _length_control_identity(recipe.length_control)
-    packages = (*_PACKAGES, *(("vllm",) if recipe.sampling is not None and recipe.sampling.engine == "vllm" else ()))
     return {
         "prompts": {
             **recipe.prompts.model_dump(exclude_none=True),
@@ -206,11 +202,7 @@ def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[Pl
         "order": "both, averaged" if recipe.oracle.get("symmetrize", True) else "one, by a hash of the question",
         "length_control": files,
         "seed": recipe.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "alignment": alignment.__version__,
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "versions": versions(*recipe.engine_packages),
     }
 
 
@@ -229,12 +221,10 @@ def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folde
         texts = [item["output"] for item in json.loads(artefact.path.read_text(encoding="utf-8"))]
         groups = [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
     elif player.is_given:
-        groups = [[text] for text in player.given]
+        groups = [list(group) for group in player.given]
     else:
         assert recipe.sampling is not None
-        groups = sample_answers(
-            player, prompts.rows, recipe.sampling, seed=recipe.seed, partial=_partial(artefact), progress=progress
-        )
+        groups = sample_answers(player, prompts.rows, recipe.sampling, artefact, seed=recipe.seed, progress=progress)
     if not artefact.is_finished():
         # Round by round, so that the first ones are a whole set of answers.
         answered = [
@@ -244,15 +234,10 @@ def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folde
         ]
         write_json(artefact.path, model_outputs(answered, player.name))
         artefact.finish()
-        _partial(artefact).unlink(missing_ok=True)
+        discard_chunks(artefact)
     # A file has one answer to a prompt; it meets each of the others.
     repeated = recipe.num_completions // len(groups[0])
     return [list(group) * repeated for group in groups]
-
-
-def _partial(artefact: Artefact) -> Path:
-    """Where chunks stand until all are answered, under a hash of what decides them."""
-    return artefact.path.with_name(f"{artefact.path.stem}.{artefact.fingerprint[:16]}.partial.jsonl")
 
 
 def _members(oracle: Oracle) -> dict[str, Oracle]:

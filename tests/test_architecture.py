@@ -48,6 +48,7 @@ LAYERS = [
         "answering",
         "export",
         "evaluate",
+        "mt_bench",
         "iterative",
         "players",
         "loop",

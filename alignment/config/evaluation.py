@@ -15,6 +15,8 @@ from alignment.config.schema import AnsweringSpec, Block, schema_keys, without_n
 from alignment.errors import UserError
 from alignment.generation.options import ServerOptions
 from alignment.oracles import check_oracle
+from alignment.oracles.endpoint import EndpointSpec, check_client
+from alignment.oracles.templates import SINGLE, read_template
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -62,19 +64,11 @@ class PromptsSpec(Block):
     """
 
     path: str = Field(min_length=1)
+    # The last one has a recipe of its own, and stands here for whoever misspells it.
     set: Literal["alpaca_eval", "arena_hard_v0.1", "arena_hard_v2.0", "mt_bench"] | None = None
     prompt_role: Literal["text", "user"] = "user"
     category: str | None = None
     limit: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_turn(self) -> Self:
-        if self.set == "mt_bench":
-            raise ValueError(
-                "expected a set of single questions, got mt_bench, whose second turn asks about the first answer: that "
-                "is not answered here yet; score judgements that exist with `alignment score mt_bench`"
-            )
-        return self
 
 
 class DecodingSpec(AnsweringSpec):
@@ -108,15 +102,12 @@ class LengthControlSpec(Block):
     bootstrap: int = Field(default=200, ge=2)
 
 
-class EvaluationRecipe(Block):
-    """A whole evaluation. Every policy meets every opponent but itself; opponents are policies, too."""
+class AnsweringRecipe(Block):
+    """What all evaluations have: who answers, whom they meet, and how models answer."""
 
-    policies: dict[str, AnswererSpec] = Field(min_length=2)
-    opponents: list[str] = Field(min_length=1)
-    prompts: PromptsSpec
-    oracle: dict[str, Any]
+    policies: dict[str, AnswererSpec] = Field(min_length=1)
+    opponents: list[str] = Field(default=[])
     sampling: DecodingSpec | None = None
-    length_control: LengthControlSpec | None = None
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
 
@@ -131,6 +122,8 @@ class EvaluationRecipe(Block):
             raise ValueError(f"opponents: expected names among {', '.join(self.policies)}, got {unknown[0]!r}")
         if len(set(self.opponents)) < len(self.opponents):
             raise ValueError(f"opponents: expected each once, got {', '.join(self.opponents)}")
+        if self.opponents and len(self.policies) < 2:
+            raise ValueError(f"policies: expected another one than the opponent {self.opponents[0]}, got none")
         return self
 
     @model_validator(mode="after")
@@ -141,27 +134,114 @@ class EvaluationRecipe(Block):
             raise ValueError(f"expected sampling where a policy has a run or a server, and only there, got {found}")
         return self
 
+    @property
+    def num_completions(self) -> int:
+        """Answers to a prompt."""
+        return 1 if self.sampling is None else self.sampling.num_completions
+
+    @property
+    def engine_packages(self) -> tuple[str, ...]:
+        """What draws answers besides the packages that are always there."""
+        return ("vllm",) if self.sampling is not None and self.sampling.engine == "vllm" else ()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that reads back to an equal one."""
+        return dump_yaml(self.model_dump(mode="json", exclude_none=True))
+
+
+class EvaluationRecipe(AnsweringRecipe):
+    """An evaluation by win rates. Every policy meets every opponent but itself; opponents are policies, too."""
+
+    opponents: list[str] = Field(min_length=1)
+    prompts: PromptsSpec
+    oracle: dict[str, Any]
+    length_control: LengthControlSpec | None = None
+
     @model_validator(mode="after")
     def _length_control_is_of_single_answers(self) -> Self:
         if self.length_control is not None and self.num_completions > 1:
             raise ValueError(f"expected one answer to a prompt with length_control, got {self.num_completions}")
         return self
 
-    @property
-    def num_completions(self) -> int:
-        """Answers to a prompt."""
-        return 1 if self.sampling is None else self.sampling.num_completions
-
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that reads back to an equal one."""
         return dump_yaml({**self.model_dump(mode="json", exclude_none=True), "oracle": dict(self.oracle)})
+
+
+class MTBenchPromptsSpec(Block):
+    """MT-Bench's questions.
+
+    Attributes:
+        path: FastChat's ``question.jsonl``.
+        set: the benchmark.
+        references: FastChat's ``reference_answer/gpt-4.jsonl``: the judge sees these answers to questions of math,
+            reasoning and coding.
+        limit: only the first so many.
+    """
+
+    path: str = Field(min_length=1)
+    set: Literal["mt_bench"]
+    references: str | None = Field(default=None, min_length=1)
+    limit: int | None = Field(default=None, gt=0)
+
+
+class MTBenchJudgeSpec(EndpointSpec):
+    """Who judges MT-Bench; the form of questions and replies is the benchmark's.
+
+    Attributes:
+        grade_template: file of the question for a grade, with ``{prompt}`` and ``{answer}``.
+        pair_template: file of the question about two models, with ``{prompt}``, ``{left}`` and ``{right}``.
+        max_tokens: of the reply.
+    """
+
+    grade_template: str | None = None
+    pair_template: str | None = None
+    max_tokens: int = Field(default=2048, gt=0)
+
+    def read_grade_template(self) -> str:
+        """The question for a grade."""
+        return read_template(self.grade_template, shipped="mt_bench_grade", placeholders=SINGLE)
+
+    def read_pair_template(self) -> str:
+        """The question about two models."""
+        return read_template(self.pair_template, shipped="mt_bench_pair")
+
+    def check(self) -> None:
+        """Raise what can be known before anybody is asked.
+
+        Raises:
+            UserError: for a template that cannot be read, and a client that is not installed.
+        """
+        self.read_grade_template()
+        self.read_pair_template()
+        check_client("judge")
+
+
+class MTBenchRecipe(AnsweringRecipe):
+    """MT-Bench: two turns, of which the second asks about the first answer.
+
+    Attributes:
+        grades: whether every answer is graded from 1 to 10; every policy is compared with every opponent as well.
+    """
+
+    prompts: MTBenchPromptsSpec
+    judge: MTBenchJudgeSpec
+    grades: bool = True
+
+    @model_validator(mode="after")
+    def _something_is_judged(self) -> Self:
+        if not self.grades and not self.opponents:
+            raise ValueError("expected grades: true or opponents, got neither: there is nothing to judge")
+        if self.num_completions > 1:
+            raise ValueError(f"sampling.num_completions: expected 1 for mt_bench, got {self.num_completions}")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEvaluation:
     """A checked recipe, and what the user should know about how it came about, one line each."""
 
-    recipe: EvaluationRecipe
+    recipe: EvaluationRecipe | MTBenchRecipe
     notes: tuple[str, ...]
 
 
@@ -176,17 +256,21 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> L
     if "method" in tree:
         raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
     problems = dict(composed.problems)
+    prompts = tree.get("prompts")
+    kind = MTBenchRecipe if isinstance(prompts, dict) and prompts.get("set") == "mt_bench" else EvaluationRecipe
     recipe = None
     try:
-        recipe = EvaluationRecipe.model_validate(tree)
+        recipe = kind.model_validate(tree)
     except ValidationError as error:
-        found = describe_problems(error, tree, known=tuple(schema_keys(EvaluationRecipe)))
+        found = describe_problems(error, tree, known=tuple(schema_keys(kind)))
         problems |= {key: line for key, line in found.items() if key not in problems}
     if isinstance(tree.get("oracle"), dict):
         try:
             check_oracle(tree["oracle"])
         except UserError as error:
             problems.setdefault("oracle", str(error))
+    if isinstance(recipe, MTBenchRecipe):
+        recipe.judge.check()
     if problems or recipe is None:
         raise UserError("\n".join(problems.values()))
     return LoadedEvaluation(recipe=recipe, notes=composed.notes)

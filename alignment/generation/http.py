@@ -16,16 +16,27 @@ def connect(options: VLLMOptions | ServerOptions, base_url: str) -> "Connection"
     Raises:
         UserError: if the environment variable of the key is not set.
     """
-    key = "none"
-    if options.api_key_env is not None:
-        key = os.environ.get(options.api_key_env, "")
-        if not key:
-            raise UserError(
-                f"api_key_env: expected a key in the environment variable {options.api_key_env}, found none"
-            )
     return Connection(
-        base_url, key=key, concurrency=options.concurrency, retries=options.retries, timeout=options.timeout
+        base_url,
+        key=read_key(options),
+        concurrency=options.concurrency,
+        retries=options.retries,
+        timeout=options.timeout,
     )
+
+
+def read_key(options: VLLMOptions | ServerOptions) -> str:
+    """The key of a server.
+
+    Raises:
+        UserError: if its environment variable is not set.
+    """
+    if options.api_key_env is None:
+        return "none"
+    key = os.environ.get(options.api_key_env, "")
+    if not key:
+        raise UserError(f"api_key_env: expected a key in the environment variable {options.api_key_env}, found none")
+    return key
 
 
 class Connection:
