@@ -39,6 +39,13 @@ def test_a_wrong_address_is_refused(source: dict, message: str, addressed: TextG
         read_source(DataSource.model_validate(source))
 
 
+def test_the_source_of_a_resolved_recipe_is_read(addressed: TextGame) -> None:
+    """It names every key, as recipe.yaml in the folder of a run does."""
+    source = DataSource.model_validate({"path": "textgame://prompts", "limit": 3})
+    again = DataSource.model_validate(source.model_dump(exclude_none=True))
+    assert read_source(again).rows == read_source(source).rows
+
+
 def test_other_names_stay(addressed: TextGame) -> None:
     assert resolve_model("owner/model") == "owner/model"
     with pytest.raises(UserError, match=r"expected 'textgame://model'.*got 'textgame://big'"):
