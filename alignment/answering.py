@@ -21,13 +21,15 @@ from alignment.config.evaluation import AnswererSpec, DecodingSpec
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.evaluation.manifests import digest
+from alignment.evaluation.manifests import digest, write_json
+from alignment.evaluation.prompt_sets import PromptSet
 from alignment.generation import build_engine, check_engine
 from alignment.generation.chat import ChatServer
 from alignment.generation.http import read_key
 from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
+from alignment.sample import Answered, model_outputs
 from alignment.trained import TrainedModel, find_model
 
 Progress = Callable[[str, int, int], None]
@@ -132,10 +134,57 @@ def sample_answers(
             with partial.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(groups) + "\n")
             progress(what, min(len(done) * size, len(rows)), len(rows))
+    if left and player.model is not None:
         # One model in memory at a time.
         gc.collect()
         torch.cuda.empty_cache()
     return [group for chunk in done for group in chunk]
+
+
+def written_answers(
+    player: Player,
+    prompts: PromptSet,
+    spec: DecodingSpec | None,
+    path: Path,
+    *,
+    seed: int,
+    progress: Progress,
+    part: str = "answers",
+) -> list[list[str]]:
+    """The answers of a file, or those of a model to each prompt, kept in AlpacaEval's form.
+
+    Args:
+        player: who answers.
+        prompts: what.
+        spec: how, and how many to each; a file has one.
+        path: where they are kept. Round by round, so that the first ones are a whole set of answers.
+        seed: of the evaluation.
+        progress: as of :func:`sample_answers`.
+        part: likewise.
+
+    Raises:
+        UserError: as :func:`sample_answers`, and if the file at ``path`` was made by something else.
+    """
+    sampling = None if player.is_given or spec is None else spec.model_dump()
+    made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": seed}
+    artefact = Artefact(path, made_by)
+    if artefact.is_finished():
+        texts = [item["output"] for item in json.loads(path.read_text(encoding="utf-8"))]
+        return [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
+    if player.is_given:
+        groups = [list(group) for group in player.given]
+    else:
+        assert spec is not None
+        groups = sample_answers(player, prompts.rows, spec, artefact, seed=seed, progress=progress, part=part)
+    answered = [
+        Answered(prompt=prompt, answers=(group[g],))
+        for g in range(len(groups[0]))
+        for prompt, group in zip(prompts.texts, groups, strict=True)
+    ]
+    write_json(path, model_outputs(answered, player.name))
+    artefact.finish()
+    discard_chunks(artefact)
+    return groups
 
 
 def discard_chunks(artefact: Artefact) -> None:

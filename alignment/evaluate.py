@@ -16,24 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignment.answering import Player, Progress, discard_chunks, find_player, sample_answers
-from alignment.artefacts import Artefact
+from alignment.answering import Player, Progress, find_player, written_answers
 from alignment.config import DataSource
 from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec
 from alignment.errors import UserError
 from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
+from alignment.evaluation.certificates import Exploited
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
 from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
+from alignment.exploitation import check_unseen, find_certificate
 from alignment.folders import oracle_accounts
 from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
 from alignment.preparation import read_source
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
-from alignment.sample import Answered, model_outputs
 from alignment.textgame import is_address
+from alignment.trained import find_model, run_data
 from alignment.types import Oracle
 
 Announce = Callable[[str], None]
@@ -64,6 +65,7 @@ class Evaluated:
         manifest: a hash of what made the figures.
         cells: of each policy against each opponent.
         comparisons: of two policies against the same opponent, paired.
+        certificates: lower bounds on exploitabilities.
         notes: what a reader of the figures must know.
     """
 
@@ -71,6 +73,7 @@ class Evaluated:
     manifest: str
     cells: tuple[Cell, ...]
     comparisons: tuple[PairedComparison, ...]
+    certificates: tuple[Exploited, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class Evaluated:
             "manifest": self.manifest,
             "cells": [found.to_json() for found in self.cells],
             "comparisons": [found.to_json() for found in self.comparisons],
+            "certificates": [found.to_json() for found in self.certificates],
             "notes": list(self.notes),
         }
 
@@ -98,13 +102,16 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
     folder = Path(recipe.output_dir)
     prompts = _read_prompts(recipe, announce)
     _check_length_control(recipe, prompts)
-    players = [
-        find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
+    players = {
+        name: find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
         for name, spec in recipe.policies.items()
-    ]
-    freeze_manifest(folder, _manifest(recipe, prompts, players))
+    }
+    unknown = check_unseen(recipe, players, prompts)
+    freeze_manifest(folder, _manifest(recipe, prompts, list(players.values())))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    answers = {player.name: _answers(player, recipe, prompts, folder, progress) for player in players}
+    # Those that nobody meets draw answers for certificates only.
+    met = players if recipe.opponents else {}
+    answers = {name: _answers(player, recipe, prompts, folder, progress) for name, player in met.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with oracle_accounts(folder) as accounts:
         # Kept unless the recipe says otherwise: what a local model said takes time, too.
@@ -117,6 +124,10 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
             for name in recipe.policies
             if name != opponent
         )
+        certificates = tuple(
+            find_certificate(spec, recipe, players, prompts, list(members.values()), progress)
+            for spec in recipe.certificates
+        )
         freeze_manifest(folder, {"cost": accounts.summary()})
     cells = tuple(_cell(match, recipe, prompts, folder, progress) for match in matches)
     manifest = read_manifest(folder)
@@ -125,7 +136,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         manifest=fingerprint(manifest),
         cells=cells,
         comparisons=paired_comparisons(matches),
-        notes=tuple(_notes(recipe, prompts, answers, cells)),
+        certificates=certificates,
+        notes=(*_notes(recipe, prompts, answers, cells), *unknown),
     )
     write_json(folder / RESULTS, evaluated.to_json())
     page = evaluation_page(
@@ -133,6 +145,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         cells,
         evaluated.comparisons,
         matches,
+        certificates,
         prompts=prompts.texts,
         notes=evaluated.notes,
         manifest=json.dumps(manifest, indent=1, ensure_ascii=False),
@@ -143,6 +156,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
 
 def _read_prompts(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
     spec = recipe.prompts
+    if spec.path is None:
+        return _held_out(recipe, announce)
     # The text game says itself what its prompts are.
     is_role_read = not is_address(spec.path) or "prompt_role" in spec.model_fields_set
     role: dict[str, Any] = {"prompt_role": spec.prompt_role} if is_role_read else {}
@@ -158,14 +173,26 @@ def _read_prompts(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
     return prompts
 
 
+def _held_out(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
+    run = recipe.prompts.held_out
+    assert run is not None
+    rows = run_data(find_model(run)).evaluation
+    if not rows:
+        raise UserError(f"prompts.held_out: expected a run that holds out prompts, found none in {run}")
+    prompts = make_prompt_set(rows, limit=recipe.prompts.limit)
+    announce(f"prompts: {len(prompts.rows):,} that {run} held out")
+    return prompts
+
+
 def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
     spec = recipe.length_control
     if spec is None:
         return
-    if is_address(recipe.prompts.path):
+    path = recipe.prompts.path
+    if path is None or is_address(path):
         raise UserError(
-            f"length_control: expected a file of instructions in prompts.path, found {recipe.prompts.path}; leave "
-            "length_control out"
+            "length_control: expected a file of instructions in prompts.path, found "
+            f"{path or recipe.prompts.held_out}; leave length_control out"
         )
     if spec.c is None and len(prompts.rows) < 5:
         raise UserError(
@@ -173,7 +200,7 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
             "length_control.c, or leave length_control out"
         )
     # Read before anybody is asked: the scorer would refuse them at the end.
-    number = read_instructions(Path(recipe.prompts.path))
+    number = read_instructions(Path(path))
     difficult = set(read_difficulty(Path(spec.difficulty)).ids_I)
     if spec.regularizer is not None:
         read_regularizer(Path(spec.regularizer))
@@ -197,6 +224,7 @@ def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[Pl
         },
         "policies": {player.name: player.identity for player in players},
         "opponents": recipe.opponents,
+        "certificates": [spec.model_dump() for spec in recipe.certificates],
         "sampling": None if recipe.sampling is None else recipe.sampling.model_dump(),
         "oracle": deciding_keys(recipe.oracle),
         "order": "both, averaged" if recipe.oracle.get("symmetrize", True) else "one, by a hash of the question",
@@ -213,31 +241,10 @@ def _length_control_identity(spec: LengthControlSpec) -> dict[str, Any]:
 
 
 def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Answers:
-    """G answers to each prompt, from the file that holds them or from the model."""
-    sampling = None if player.is_given or recipe.sampling is None else recipe.sampling.model_dump()
-    made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": recipe.seed}
-    artefact = Artefact(folder / "outputs" / f"{player.name}.json", made_by)
-    if artefact.is_finished():
-        texts = [item["output"] for item in json.loads(artefact.path.read_text(encoding="utf-8"))]
-        groups = [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
-    elif player.is_given:
-        groups = [list(group) for group in player.given]
-    else:
-        assert recipe.sampling is not None
-        groups = sample_answers(player, prompts.rows, recipe.sampling, artefact, seed=recipe.seed, progress=progress)
-    if not artefact.is_finished():
-        # Round by round, so that the first ones are a whole set of answers.
-        answered = [
-            Answered(prompt=prompt, answers=(group[g],))
-            for g in range(len(groups[0]))
-            for prompt, group in zip(prompts.texts, groups, strict=True)
-        ]
-        write_json(artefact.path, model_outputs(answered, player.name))
-        artefact.finish()
-        discard_chunks(artefact)
-    # A file has one answer to a prompt; it meets each of the others.
-    repeated = recipe.num_completions // len(groups[0])
-    return [list(group) * repeated for group in groups]
+    """G answers to each prompt. A file has one, which meets each of the others."""
+    path = folder / "outputs" / f"{player.name}.json"
+    groups = written_answers(player, prompts, recipe.sampling, path, seed=recipe.seed, progress=progress)
+    return [group * (recipe.num_completions // len(group)) for group in groups]
 
 
 def _members(oracle: Oracle) -> dict[str, Oracle]:
@@ -307,7 +314,7 @@ def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Pa
     )
     write_json(path, rows)
     spec = recipe.length_control
-    if spec is None:
+    if spec is None or recipe.prompts.path is None:
         return cell(match)
     options = scoring.Options(
         difficulty=Path(spec.difficulty),
@@ -330,7 +337,7 @@ def _judge_name(oracle: Mapping[str, Any]) -> str:
 def _notes(
     recipe: EvaluationRecipe, prompts: PromptSet, answers: Mapping[str, Answers], cells: Sequence[Cell]
 ) -> Iterator[str]:
-    if recipe.length_control is None:
+    if recipe.length_control is None and cells:
         yield (
             "no length-controlled win rate: it needs the difficulties of the instructions (length_control.difficulty); "
             "average lengths stand beside the rates"

@@ -48,6 +48,7 @@ LAYERS = [
         "answering",
         "export",
         "evaluate",
+        "exploitation",
         "mt_bench",
         "iterative",
         "players",

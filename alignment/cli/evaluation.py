@@ -75,12 +75,15 @@ def _print_evaluation(found: "Evaluated") -> None:
         counts = map(str, (cell.n_wins, cell.n_wins_base, cell.n_draws, cell.n_unparsable))
         rates = (cell.win_rate.describe(100, 1), cell.discrete_win_rate.describe(100, 1))
         table.add_row(cell.policy, cell.opponent, *rates, *counts, lengths, _shown(controlled))
-    console.print(table, markup=False)
+    if found.cells:
+        console.print(table, markup=False)
     for pair in found.comparisons:
         typer.echo(
             f"{pair.first} - {pair.second} against {pair.opponent}: {pair.difference.describe(100, 1)} points, "
             f"p {_shown(pair.p_value)}"
         )
+    for certificate in found.certificates:
+        console.print(certificate.sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_mt_bench(found: "MTBenchResult") -> None:

@@ -57,18 +57,29 @@ class PromptsSpec(Block):
 
     Attributes:
         path: a file of any shape that recipes read, or ``textgame://prompts``.
+        held_out: a run, in place of a file: the prompts that it held out.
         set: the benchmark that the file is: it must have all its prompts, and its categories are known.
         prompt_role: what a prompt given as a string is: a turn of a conversation, or raw text.
         category: the column of a prompt's category; ``None`` for that of the set.
         limit: only the first so many.
     """
 
-    path: str = Field(min_length=1)
+    path: str | None = Field(default=None, min_length=1)
+    held_out: str | None = Field(default=None, min_length=1)
     # The last one has a recipe of its own, and stands here for whoever misspells it.
     set: Literal["alpaca_eval", "arena_hard_v0.1", "arena_hard_v2.0", "mt_bench"] | None = None
     prompt_role: Literal["text", "user"] = "user"
     category: str | None = None
     limit: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.held_out is None):
+            raise ValueError(f"expected path or held_out, got {'neither' if self.path is None else 'both'}")
+        unread = sorted(self.model_fields_set & {"set", "prompt_role", "category"})
+        if self.held_out is not None and unread:
+            raise ValueError(f"expected {unread[0]} only with path, got it with held_out; nothing would read it")
+        return self
 
 
 class DecodingSpec(AnsweringSpec):
@@ -100,6 +111,43 @@ class LengthControlSpec(Block):
     regularizer: str | None = None
     c: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     bootstrap: int = Field(default=200, ge=2)
+
+
+class CertificateSpec(Block):
+    """A lower bound on how far a policy can be exploited, by an adversary that answers the same prompts.
+
+    Attributes:
+        policy: whose exploitability it is; frozen.
+        adversary: who attacks it; ``None`` for the policy itself, by the best of its answers.
+        best_of: answers of the adversary to a prompt, of which one is chosen; ``None`` takes as many as of the policy
+            and chooses none.
+        num_answers: answers of the policy to a prompt, each of which meets all of the adversary's.
+    """
+
+    policy: str
+    adversary: str | None = None
+    best_of: int | None = Field(default=None, gt=1)
+    num_answers: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _somebody_attacks(self) -> Self:
+        if self.adversary is None and self.best_of is None:
+            raise ValueError("expected an adversary or best_of, got neither")
+        if self.adversary == self.policy:
+            raise ValueError(f"expected another adversary than {self.policy}; leave it out for the best of its own")
+        if self.best_of is not None and self.num_answers < 2:
+            raise ValueError("expected num_answers: 2 at least with best_of: one to choose by and one to count")
+        return self
+
+    @property
+    def attacker(self) -> str:
+        """Who attacks."""
+        return self.adversary or self.policy
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers of the adversary to a prompt."""
+        return self.best_of or self.num_answers
 
 
 class AnsweringRecipe(Block):
@@ -152,10 +200,30 @@ class AnsweringRecipe(Block):
 class EvaluationRecipe(AnsweringRecipe):
     """An evaluation by win rates. Every policy meets every opponent but itself; opponents are policies, too."""
 
-    opponents: list[str] = Field(min_length=1)
     prompts: PromptsSpec
     oracle: dict[str, Any]
+    certificates: list[CertificateSpec] = Field(default=[])
     length_control: LengthControlSpec | None = None
+
+    @model_validator(mode="after")
+    def _somebody_meets_somebody(self) -> Self:
+        if not self.opponents and not self.certificates:
+            raise ValueError("opponents: expected one of the policies at least, or certificates, got neither")
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_can_be_drawn(self) -> Self:
+        for spec in self.certificates:
+            unknown = [name for name in (spec.policy, spec.attacker) if name not in self.policies]
+            if unknown:
+                raise ValueError(f"certificates: expected names among {', '.join(self.policies)}, got {unknown[0]!r}")
+            if self.policies[spec.policy].outputs is not None and spec.num_answers > 1:
+                raise ValueError(f"certificates: expected num_answers: 1 of {spec.policy}, which is a file")
+            if self.policies[spec.attacker].outputs is not None and spec.best_of is not None:
+                raise ValueError(f"certificates: expected no best_of of {spec.attacker}, which is a file")
+            if self.sampling is not None and self.sampling.temperature == 0 and spec.num_answers > 1:
+                raise ValueError("certificates: expected a temperature above 0, at which answers differ, got 0")
+        return self
 
     @model_validator(mode="after")
     def _length_control_is_of_single_answers(self) -> Self:
