@@ -189,7 +189,11 @@ def read_oracle(values: Sequence[str]) -> dict[str, Any]:
     files = [value for value in values if "=" not in value]
     overrides = [value for value in values if "=" in value]
     if not values or len(files) > 1:
-        raise UserError(f"--oracle: expected one YAML file, or kind=... and its keys, got {list(values)}")
+        found = f"{len(files)} files" if files else "nothing"
+        raise UserError(
+            f"--oracle: expected one YAML file, or the keys of an oracle, got {found}; give --oracle judge.yaml, or "
+            "--oracle kind=rule --oracle rule=shorter"
+        )
     block: Mapping[str, Any] = {}
     if files:
         composed = compose(files[0], ())

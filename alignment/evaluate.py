@@ -29,7 +29,7 @@ from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComp
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.exploitation import check_unseen, find_certificate
 from alignment.folders import oracle_accounts
-from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
+from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, check_keys, deciding_keys
 from alignment.preparation import read_source
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
@@ -106,6 +106,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         name: find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
         for name, spec in recipe.policies.items()
     }
+    check_keys(recipe.oracle)
     unknown = check_unseen(recipe, players, prompts)
     freeze_manifest(folder, _manifest(recipe, prompts, list(players.values())))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

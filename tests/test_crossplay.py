@@ -147,7 +147,7 @@ def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             read_policies(arguments)
-    with pytest.raises(UserError, match="one YAML file, or kind"):
+    with pytest.raises(UserError, match="one YAML file, or the keys of an oracle, got nothing; give --oracle judge"):
         read_oracle([])
     (tmp_path / "o.yaml").write_text("oracle: {kind: rule, rule: shorter}\n")
     assert read_oracle([str(tmp_path / "o.yaml"), "flip=0.1"]) == {

@@ -370,6 +370,21 @@ def check_oracle(spec: Mapping[str, Any]) -> OracleSpec:
     return checked
 
 
+def check_keys(spec: Mapping[str, Any]) -> None:
+    """Refuse judges whose key is not set, before anything is done for them.
+
+    Raises:
+        UserError: naming the environment variable; and as :func:`check_oracle`.
+    """
+    checked = check_oracle(spec)
+    if isinstance(checked, JudgeSpec):
+        checked.read_key()
+    if isinstance(checked, MixtureSpec | PanelSpec):
+        members = checked.members
+        for member in members.values() if isinstance(members, dict) else members:
+            check_keys(member)
+
+
 def build_oracle(
     spec: Mapping[str, Any], device: torch.device | str = "cpu", accounts: Accounts | None = None
 ) -> Oracle:
