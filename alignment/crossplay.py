@@ -22,7 +22,7 @@ from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
 from alignment.files import read_file
 from alignment.folders import oracle_accounts
-from alignment.oracles import PanelOracle, ask, build_oracle, deciding_keys
+from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys
 from alignment.types import Oracle
 
 Progress = Callable[[str, int, int], None]
@@ -61,11 +61,13 @@ class Judged:
         names: in alphabetical order.
         wins: instruction -> probability that the first one's answer is better, both orders averaged.
         num_same: instructions to which both gave the same text: ties that nobody was asked about.
+        num_unparsable: replies of a judge without a verdict, which count as ties.
     """
 
     names: tuple[str, str]
     wins: Mapping[str, float]
     num_same: int
+    num_unparsable: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,7 @@ class CrossPlay:
                 "draws": sum(win == 0.5 for win in pair.wins.values()),
                 "losses": sum(win < 0.5 for win in pair.wins.values()),
                 "same_text": pair.num_same,
+                "unparsable": pair.num_unparsable,
             }
             for pair in self.pairs
         ]
@@ -114,6 +117,9 @@ class CrossPlay:
     def lines(self) -> list[str]:
         """What stands below the table of policies."""
         first = [f"{self.num_prompts:,} prompts, {self.num_new:,} new pairs of answers judged"]
+        unread = sum(pair.num_unparsable for pair in self.pairs)
+        if unread:
+            first.append(f"{unread:,} replies of the judge had no verdict and count as ties")
         return [*first, *table_lines(self.tournament.table), self.tournament.table.sentence]
 
 
@@ -245,8 +251,8 @@ def crossplay(
                     "as kind: mixture"
                 )
             for names in missing:
-                num_new += _judge(oracle, by_name[names[0]], by_name[names[1]], artefacts[names], progress)
-    pairs = tuple(_read_pair(names, artefact.path) for names, artefact in artefacts.items())
+                num_new += _judge(oracle, by_name[names[0]], by_name[names[1]], artefacts[names], accounts, progress)
+    pairs = tuple(_read_pair(names, artefact) for names, artefact in artefacts.items())
     place = {policy.name: k for k, policy in enumerate(ordered)}
     rows = [
         (place[pair.names[0]], place[pair.names[1]], win, text) for pair in pairs for text, win in pair.wins.items()
@@ -263,11 +269,13 @@ def crossplay(
     return result
 
 
-def _judge(oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, progress: Progress) -> int:
+def _judge(
+    oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, accounts: Accounts, progress: Progress
+) -> int:
     """Ask about two policies and write the verdicts as AlpacaEval's rows, in which 2 means that ``output_2`` wins."""
     asked = [text for text in first.answers if first.answers[text] != second.answers[text]]
     wins = dict.fromkeys(first.answers, 0.5)
-    name = f"{first.name} against {second.name}"
+    name, before = f"{first.name} against {second.name}", accounts.spent.unparsable
     for start in range(0, len(asked), _AT_ONCE):
         progress(name, start, len(asked))
         chunk = asked[start : start + _AT_ONCE]
@@ -291,16 +299,17 @@ def _judge(oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, 
     partial = artefact.path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.rename(artefact.path)
-    artefact.finish(oracle_questions=len(asked))
+    artefact.finish(oracle_questions=len(asked), unparsable=accounts.spent.unparsable - before)
     return len(asked)
 
 
-def _read_pair(names: tuple[str, str], path: Path) -> Judged:
-    rows = [row for _, row in read_file(path, path.name)]
+def _read_pair(names: tuple[str, str], artefact: Artefact) -> Judged:
+    rows = [row for _, row in read_file(artefact.path, artefact.path.name)]
     return Judged(
         names=names,
         wins={str(row["instruction"]): 2.0 - float(str(row["preference"])) for row in rows},
         num_same=sum(row["output_1"] == row["output_2"] for row in rows),
+        num_unparsable=int(artefact.notes()["unparsable"]),
     )
 
 
