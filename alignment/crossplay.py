@@ -18,11 +18,13 @@ from alignment.artefacts import Artefact
 from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose
 from alignment.errors import UserError
+from alignment.evaluation.alpaca import annotations, read_model_outputs
+from alignment.evaluation.manifests import write_json_lines
+from alignment.evaluation.published import read_records
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
-from alignment.files import read_file
 from alignment.folders import oracle_accounts
-from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys
+from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys, oracle_name
 from alignment.types import Oracle
 
 Progress = Callable[[str, int, int], None]
@@ -137,7 +139,9 @@ def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
             raise UserError(
                 f"expected NAME=model_outputs.json with a name of letters, digits, dots and dashes, got '{argument}'"
             )
-        policies.append(Outputs(name=name, path=Path(path), answers=_read_answers(Path(path))))
+        rows = read_model_outputs(Path(path))
+        answers = {text: row.text("output") for text, row in rows.items()}
+        policies.append(Outputs(name=name, path=Path(path), answers=answers))
     names = [policy.name for policy in policies]
     twice = [name for name in names if names.count(name) > 1]
     if len(policies) < 2 or twice:
@@ -158,32 +162,6 @@ def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
                 f"{' and '.join(said)}; sample all policies on the same prompts"
             )
     return tuple(policies)
-
-
-def _read_answers(path: Path) -> dict[str, str]:
-    if not path.is_file() or not path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
-        raise UserError(
-            f"{path}: expected a JSON file of model outputs; `alignment sample RUN --output FILE` writes one"
-        )
-    answers: dict[str, str] = {}
-    twice: list[str] = []
-    for number, row in read_file(path, path.name):
-        instruction, output = row.get("instruction"), row.get("output")
-        if not isinstance(instruction, str) or not isinstance(output, str):
-            lacking = "output" if isinstance(instruction, str) else "instruction"
-            raise UserError(
-                f"{path.name}:{number}: expected 'instruction' and 'output' as texts, found no {lacking}; every prompt "
-                "needs an answer"
-            )
-        twice += [instruction] if instruction in answers else []
-        answers[instruction] = output
-    if twice:
-        raise UserError(
-            f"{path.name}: expected every instruction once, found {len(twice):,} again ({_quote(twice)}); keep one each"
-        )
-    if not answers:
-        raise UserError(f"{path.name}: expected one answer at least, found none")
-    return answers
 
 
 def read_oracle(values: Sequence[str]) -> dict[str, Any]:
@@ -251,7 +229,8 @@ def crossplay(
                     "as kind: mixture"
                 )
             for names in missing:
-                num_new += _judge(oracle, by_name[names[0]], by_name[names[1]], artefacts[names], accounts, progress)
+                met = by_name[names[0]], by_name[names[1]]
+                num_new += _judge(oracle, oracle_name(spec), *met, artefacts[names], accounts, progress)
     pairs = tuple(_read_pair(names, artefact) for names, artefact in artefacts.items())
     place = {policy.name: k for k, policy in enumerate(ordered)}
     rows = [
@@ -270,7 +249,13 @@ def crossplay(
 
 
 def _judge(
-    oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, accounts: Accounts, progress: Progress
+    oracle: Oracle,
+    annotator: str,
+    first: Outputs,
+    second: Outputs,
+    artefact: Artefact,
+    accounts: Accounts,
+    progress: Progress,
 ) -> int:
     """Ask about two policies and write the verdicts as AlpacaEval's rows, in which 2 means that ``output_2`` wins."""
     asked = [text for text in first.answers if first.answers[text] != second.answers[text]]
@@ -284,31 +269,26 @@ def _judge(
         )
         wins |= zip(chunk, answers_N.tolist(), strict=True)
     progress(name, len(asked), len(asked))
-    rows = [
-        {
-            "instruction": text,
-            "output_1": first.answers[text],
-            "output_2": second.answers[text],
-            "generator_1": first.name,
-            "generator_2": second.name,
-            "preference": 2.0 - win,
-        }
-        for text, win in wins.items()
-    ]
-    artefact.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = artefact.path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(artefact.path)
+    rows = annotations(
+        list(wins),
+        [first.answers[text] for text in wins],
+        [second.answers[text] for text in wins],
+        [1.0 - win for win in wins.values()],
+        generator_1=first.name,
+        generator_2=second.name,
+        annotator=annotator,
+    )
+    write_json_lines(artefact.path, rows)
     artefact.finish(oracle_questions=len(asked), unparsable=accounts.spent.unparsable - before)
     return len(asked)
 
 
 def _read_pair(names: tuple[str, str], artefact: Artefact) -> Judged:
-    rows = [row for _, row in read_file(artefact.path, artefact.path.name)]
+    rows = read_records(artefact.path)
     return Judged(
         names=names,
-        wins={str(row["instruction"]): 2.0 - float(str(row["preference"])) for row in rows},
-        num_same=sum(row["output_1"] == row["output_2"] for row in rows),
+        wins={row.text("instruction"): 2.0 - row.number("preference") for row in rows},
+        num_same=sum(row.text("output_1") == row.text("output_2") for row in rows),
         num_unparsable=int(artefact.notes()["unparsable"]),
     )
 
