@@ -31,7 +31,9 @@ def planned_verdicts(recipe: Recipe, *, num_processes: int = 1) -> int | None:
     max_steps = recipe.training.get("max_steps", -1)
     if max_steps <= 0 or sampling.engine == "enumerate":
         return None
-    batch = recipe.training.get("per_device_train_batch_size", 8) * recipe.training.get("gradient_accumulation_steps", 1)
+    batch = recipe.training.get("per_device_train_batch_size", 8) * recipe.training.get(
+        "gradient_accumulation_steps", 1
+    )
     prompts = max_steps * needs.stages * batch * num_processes
     if needs.opponent in ("none", "group"):
         return int(prompts * pairs)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from alignment.report.blocks import Block, Cell, Curves, Estimate, Matrix, Page
-from alignment.report.drawings import Element, draw_bars, draw_curves, draw_scatter, series_class, sign
+from alignment.report.drawings import Element, draw_bars, draw_curves, draw_forest, draw_scatter, series_class, sign
 from alignment.report.scales import number
 
 # Rows of the figures under a curve; more are thinned out evenly.
@@ -61,6 +61,7 @@ def _environment() -> jinja2.Environment:
         "draw_curves": draw_curves,
         "draw_scatter": draw_scatter,
         "draw_bars": draw_bars,
+        "draw_forest": draw_forest,
         "series_class": series_class,
         "sign": sign,
         "rows_of": _rows_of,

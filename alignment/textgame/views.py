@@ -103,9 +103,7 @@ SEVERAL = ("comparisons", "lists", "scores")
 """Views whose rows have several answers."""
 
 
-def draw_rows(
-    text: TextGame, name: str, count: int, *, seed: int = 0, answers: int | None = None
-) -> tuple[Row, ...]:
+def draw_rows(text: TextGame, name: str, count: int, *, seed: int = 0, answers: int | None = None) -> tuple[Row, ...]:
     """A data set of the game.
 
     Args:

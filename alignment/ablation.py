@@ -1,0 +1,324 @@
+"""``alignment ablate``: every cell is a run of its own by ``accelerate launch``, and all of them end in one table.
+
+Nothing is run twice. A cell's folder holds ``cell.yaml``, its resolved recipe, and, once it has ended, ``summary.json``:
+a cell with both is finished, one of another recipe is refused. A cell that was killed goes on from its last whole
+checkpoint, or begins anew; one that failed is kept, shown, and tried again by the next call. Whoever works on a cell
+holds a lock that the launched process inherits, so that what outlived a killed call is waited for and not doubled.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignment.checkpoints import STATE_FILE
+from alignment.config.ablation import Cell, LoadedAblation
+from alignment.config.parsing import parse_text
+from alignment.errors import UserError
+from alignment.evaluation.ablations import Ablated, Outcome, choose, summarise
+from alignment.evaluation.manifests import write_json
+from alignment.report import PAGE, write_page
+from alignment.report.ablation import ablation_page, draw_figure, markdown
+from alignment.report.runs import read_run
+from alignment.values import differences
+
+Announce = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+Launch = Callable[[Path, Sequence[str]], Sequence[str]]
+"""The recipe of a cell and overrides -> the command that trains by it."""
+
+RECIPE, SUMMARY, LOG = "cell.yaml", "summary.json", "log.txt"
+_ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+_ERROR = re.compile(r"error: |(?!\w*(?:ChildFailed|CalledProcess))[\w.]*(?:Error|Exception|Interrupt)\b")
+
+
+def ablate(
+    loaded: LoadedAblation, *, jobs: int, announce: Announce, progress: Progress, launch: Launch | None = None
+) -> Ablated:
+    """Run what has not ended, choose the settings that are tuned, and write tables, figures and a page.
+
+    Args:
+        loaded: a checked ablation.
+        jobs: cells at a time.
+        announce: is told in a line what begins and ends.
+        progress: called with what is done, how much of it, and how much there is.
+        launch: in place of ``accelerate launch``.
+
+    Raises:
+        UserError: if a folder holds a run of another recipe; nothing has been run then.
+    """
+    recipe = loaded.recipe
+    folder = Path(recipe.output_dir)
+    for cell in loaded.cells:
+        _has_ended(cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ablation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    metric, better = next(iter(recipe.metrics.items()))
+    outcomes: dict[str, Outcome] = {}
+
+    def run_all(cells: Sequence[Cell], what: str, *, is_tuning: bool) -> None:
+        for cell in cells:
+            outcomes[cell.name] = _outcome(cell, metric, is_tuning=is_tuning)
+        todo = [cell for cell in cells if outcomes[cell.name].state == "open"]
+        announce(f"{what}: {len(cells)} cells, {len(cells) - len(todo)} of them finished before")
+        _write(folder, loaded, list(outcomes.values()))
+        with ThreadPoolExecutor(jobs) as pool:
+            running = {
+                pool.submit(_run, cell, launch or _launcher(loaded.launcher, jobs), announce): cell for cell in todo
+            }
+            try:
+                for number, future in enumerate(as_completed(running), start=len(cells) - len(todo) + 1):
+                    cell, code = running[future], future.result()
+                    outcomes[cell.name] = _outcome(cell, metric, is_tuning=is_tuning, exit_code=code)
+                    announce(_ended(outcomes[cell.name]))
+                    progress(what, number, len(cells))
+                    _write(folder, loaded, list(outcomes.values()))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    run_tuning = [cell for cell in loaded.cells if cell.seed in recipe.tuning_seeds]
+    if run_tuning:
+        run_all(run_tuning, "tuning", is_tuning=True)
+    chosen = {(item.variant, item.trial) for item in choose(list(outcomes.values()), metric, better) if item.is_chosen}
+    reported = [
+        cell
+        for cell in loaded.cells
+        if cell.seed in recipe.seeds and (not cell.trial or (cell.variant, cell.trial) in chosen)
+    ]
+    run_all(reported, "comparison", is_tuning=False)
+    return _write(folder, loaded, list(outcomes.values()))
+
+
+# One cell -------------------------------------------------------------------------------------------------------------
+
+
+def _has_ended(cell: Cell) -> bool:
+    """Whether the run of a cell is there whole.
+
+    Raises:
+        UserError: if it is that of another recipe, or the folder is not one of an ablation.
+    """
+    if cell.folder.exists() and not (cell.folder / RECIPE).exists() and any(cell.folder.iterdir()):
+        raise UserError(f"{cell.folder}: expected a folder of this ablation, found other files; move them away")
+    if not (cell.folder / SUMMARY).exists():
+        return False
+    differing = _changed_since(cell)
+    if differing:
+        named = [f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items()]
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        raise UserError(
+            f"{cell.folder}: expected a run of the cell '{cell.name}', found one with other values of "
+            f"{', '.join(named[:3])}{more}; set them back, or give another output_dir"
+        )
+    return True
+
+
+def _changed_since(cell: Cell) -> dict[str, tuple[Any, Any]]:
+    """What differs between the recipe that a folder was begun with and the cell's."""
+    path = cell.folder / RECIPE
+    there = parse_text(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
+    found = differences(there, parse_text(cell.recipe.to_yaml(), cell.name))
+    # The folder is where it is, whatever it is called from here.
+    return {key: values for key, values in found.items() if key != "output_dir"}
+
+
+def _run(cell: Cell, launch: Launch, announce: Announce) -> int:
+    """Train by a cell's recipe; the exit code."""
+    with _alone(cell, announce) as lock:
+        # Whoever held the lock may have ended it.
+        if _has_ended(cell):
+            return 0
+        _prepare(cell)
+        announce(f"{cell.name}: begins")
+        is_resumable = any(cell.folder.glob(f"checkpoint-*/{STATE_FILE}"))
+        overrides = ["training.disable_tqdm=true"]
+        overrides += ["training.resume_from_checkpoint=last"] if is_resumable else []
+        with (cell.folder / LOG).open("wb") as log:
+            done = subprocess.run(
+                launch(cell.folder / RECIPE, overrides),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock],
+                check=False,
+            )
+    return done.returncode
+
+
+@contextmanager
+def _alone(cell: Cell, announce: Announce) -> Iterator[int]:
+    """Wait until nobody else works on a cell; the lock is free when every process that inherited it has ended."""
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(cell.folder.with_name(f".{cell.folder.name}.lock"), os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce(f"{cell.name}: another process is at work on it; waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _prepare(cell: Cell) -> None:
+    """A folder with the cell's recipe; what was begun by the same recipe stays, for it may have checkpoints."""
+    if _changed_since(cell):
+        shutil.rmtree(cell.folder, ignore_errors=True)
+    cell.folder.mkdir(exist_ok=True)
+    (cell.folder / RECIPE).write_text(cell.recipe.to_yaml(), encoding="utf-8")
+
+
+def _launcher(config: Path | None, jobs: int) -> Launch:
+    """``accelerate launch``, by a configuration or for one process."""
+    options = list(_ONE_PROCESS) if config is None else ["--config_file", str(config)]
+    if config is not None and jobs > 1:
+        # Two launches must not meet at the port that is the same for all.
+        options += ["--main_process_port", "0"]
+
+    def launch(recipe: Path, overrides: Sequence[str]) -> list[str]:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options]
+        return [*command, "-m", "alignment", "train", str(recipe), *overrides]
+
+    return launch
+
+
+def _outcome(cell: Cell, metric: str, *, is_tuning: bool, exit_code: int | None = None) -> Outcome:
+    """What became of a cell; ``exit_code`` is ``None`` of one that was not run by this call."""
+    known: dict[str, Any] = {
+        "variant": cell.variant,
+        "trial": cell.trial,
+        "seed": cell.seed,
+        "is_tuning": is_tuning,
+        "folder": str(cell.folder),
+    }
+    if not _has_ended(cell):
+        if exit_code is None:
+            return Outcome(**known, state="open")
+        return Outcome(**known, state="failed", error=f"{_last_error(cell.folder / LOG)} (exit code {exit_code})")
+    summary = json.loads((cell.folder / SUMMARY).read_text(encoding="utf-8"))
+    # The theory of a method whose recipe keeps an average is about that.
+    figures = summary.get("average", summary["after"])
+    ended = Outcome(
+        **known,
+        state="finished",
+        figures=figures,
+        start=summary["before"],
+        seconds=summary["seconds"],
+        oracle_calls=summary["oracle_calls"],
+        money=read_run(cell.folder).money,
+    )
+    if ended.value(metric) is not None:
+        return ended
+    found = f"found {figures[metric]}" if metric in figures else f"found {', '.join(figures) or 'none'}"
+    return Outcome(**known, state="failed", error=f"expected a finite {metric} in {SUMMARY}, {found}")
+
+
+def _ended(outcome: Outcome) -> str:
+    if outcome.state == "failed":
+        return f"{outcome.name}: failed, {outcome.error}; {outcome.folder}/{LOG}"
+    return f"{outcome.name}: ended, {outcome.seconds:,.0f} s of training, {outcome.oracle_calls:,} verdicts"
+
+
+def _last_error(log: Path) -> str:
+    """The last line that speaks of an error, or else the last one."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = [line for line in lines if _ERROR.match(line)]
+    return (said or lines or ["it said nothing"])[-1]
+
+
+# All of them ----------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) -> Ablated:
+    """Everything that is known so far, as JSON, CSV, Markdown, a figure and a page."""
+    recipe = loaded.recipe
+    found = summarise(
+        outcomes,
+        variants=list(dict.fromkeys(cell.variant for cell in loaded.cells)),
+        metrics=recipe.metrics,
+        seeds=recipe.seeds,
+        budget=loaded.budget,
+        tolerance=recipe.budget.tolerance,
+    )
+    write_json(folder / "results.json", found.to_json())
+    for name, rows in _csv_rows(found).items():
+        _write_csv(folder / f"{name}.csv", rows)
+    (folder / "table.md").write_text(markdown(found), encoding="utf-8")
+    draw_figure(found, folder / "figure.svg")
+    write_page(ablation_page(folder.resolve().name, found, recipe=recipe.to_yaml()), folder / PAGE)
+    return found
+
+
+def _csv_rows(found: Ablated) -> dict[str, list[dict[str, Any]]]:
+    """File -> rows with numbers as they are: of variants, of every two of them, of runs."""
+    variants = [
+        {
+            "variant": row.variant,
+            "setting": row.trial,
+            **{
+                f"{metric}{end}": None if mean is None else value
+                for metric, mean in row.means.items()
+                for end, value in (
+                    ("", mean and mean.mean),
+                    ("_low", mean and mean.low),
+                    ("_high", mean and mean.high),
+                )
+            },
+            "better_than": "; ".join(row.better_than),
+            "num_finished": row.num_finished,
+            "num_seeds": row.num_seeds,
+            "oracle_calls": row.oracle_calls,
+            "seconds": row.seconds,
+            "money": row.money,
+        }
+        for row in found.rows
+    ]
+    pairs = [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "difference": pair.difference and pair.difference.mean,
+            "low": pair.difference and pair.difference.low,
+            "high": pair.difference and pair.difference.high,
+            "p_value": pair.p_value,
+            "adjusted": pair.adjusted,
+            "verdict": pair.verdict,
+        }
+        for pair in found.comparisons
+    ]
+    runs = [
+        {
+            "variant": outcome.variant,
+            "setting": outcome.trial,
+            "seed": outcome.seed,
+            "for": "tuning" if outcome.is_tuning else "comparison",
+            "state": outcome.state,
+            **{metric: outcome.value(metric) for metric in found.metrics},
+            "oracle_calls": outcome.oracle_calls,
+            "seconds": outcome.seconds,
+            "money": outcome.money,
+            "error": outcome.error,
+            "folder": outcome.folder,
+        }
+        for outcome in found.outcomes
+    ]
+    return {"table": variants, "comparisons": pairs, "runs": runs}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if rows:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
