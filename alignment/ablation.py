@@ -1,20 +1,22 @@
 """``alignment ablate``: every cell is a run of its own by ``accelerate launch``, and all of them end in one table.
 
-Nothing is run twice. A cell's folder holds ``cell.yaml``, its resolved recipe, and, once it has ended, ``summary.json``:
-a cell with both is finished, one of another recipe is refused. A cell that was killed goes on from its last whole
-checkpoint, or begins anew; one that failed is kept, shown, and tried again by the next call. Whoever works on a cell
-holds a lock that the launched process inherits, so that what outlived a killed call is waited for and not doubled.
+Nothing is run twice. A cell's folder holds ``cell.yaml``, its resolved recipe, and, once it has ended,
+``summary.json``: a cell with both is finished, one of another recipe is refused. A cell that was killed goes on from
+its last whole checkpoint, or begins anew; one that failed is kept, shown, and tried again by the next call. Whoever
+works on a cell holds a lock that the launched process inherits: what outlived a killed call is waited for, not doubled.
 """
 
 import csv
+import dataclasses
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ from alignment.evaluation.manifests import write_json
 from alignment.report import PAGE, write_page
 from alignment.report.ablation import ablation_page, draw_figure, markdown
 from alignment.report.runs import read_run
-from alignment.values import differences
+from alignment.values import differences, leaves
 
 Announce = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -208,20 +210,19 @@ def _outcome(cell: Cell, metric: str, *, is_tuning: bool, exit_code: int | None 
         return Outcome(**known, state="failed", error=f"{_last_error(cell.folder / LOG)} (exit code {exit_code})")
     summary = json.loads((cell.folder / SUMMARY).read_text(encoding="utf-8"))
     # The theory of a method whose recipe keeps an average is about that.
-    figures = summary.get("average", summary["after"])
-    ended = Outcome(
+    end = summary.get("average", summary["after"])
+    if not math.isfinite(end.get(metric, math.nan)):
+        found = f"{end[metric]}" if metric in end else ", ".join(end) or "none"
+        return Outcome(**known, state="failed", error=f"expected a finite {metric} in {SUMMARY}, found {found}")
+    return Outcome(
         **known,
         state="finished",
-        figures=figures,
+        figures={name: value for name, value in end.items() if math.isfinite(value)},
         start=summary["before"],
         seconds=summary["seconds"],
         oracle_calls=summary["oracle_calls"],
         money=read_run(cell.folder).money,
     )
-    if ended.value(metric) is not None:
-        return ended
-    found = f"found {figures[metric]}" if metric in figures else f"found {', '.join(figures) or 'none'}"
-    return Outcome(**known, state="failed", error=f"expected a finite {metric} in {SUMMARY}, {found}")
 
 
 def _ended(outcome: Outcome) -> str:
@@ -252,73 +253,17 @@ def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) ->
         tolerance=recipe.budget.tolerance,
     )
     write_json(folder / "results.json", found.to_json())
-    for name, rows in _csv_rows(found).items():
-        _write_csv(folder / f"{name}.csv", rows)
+    for name, items in (("table", found.rows), ("comparisons", found.comparisons), ("runs", found.outcomes)):
+        _write_csv(folder / f"{name}.csv", [dict(leaves(dataclasses.asdict(item))) for item in items])
     (folder / "table.md").write_text(markdown(found), encoding="utf-8")
     draw_figure(found, folder / "figure.svg")
     write_page(ablation_page(folder.resolve().name, found, recipe=recipe.to_yaml()), folder / PAGE)
     return found
 
 
-def _csv_rows(found: Ablated) -> dict[str, list[dict[str, Any]]]:
-    """File -> rows with numbers as they are: of variants, of every two of them, of runs."""
-    variants = [
-        {
-            "variant": row.variant,
-            "setting": row.trial,
-            **{
-                f"{metric}{end}": None if mean is None else value
-                for metric, mean in row.means.items()
-                for end, value in (
-                    ("", mean and mean.mean),
-                    ("_low", mean and mean.low),
-                    ("_high", mean and mean.high),
-                )
-            },
-            "better_than": "; ".join(row.better_than),
-            "num_finished": row.num_finished,
-            "num_seeds": row.num_seeds,
-            "oracle_calls": row.oracle_calls,
-            "seconds": row.seconds,
-            "money": row.money,
-        }
-        for row in found.rows
-    ]
-    pairs = [
-        {
-            "first": pair.first,
-            "second": pair.second,
-            "difference": pair.difference and pair.difference.mean,
-            "low": pair.difference and pair.difference.low,
-            "high": pair.difference and pair.difference.high,
-            "p_value": pair.p_value,
-            "adjusted": pair.adjusted,
-            "verdict": pair.verdict,
-        }
-        for pair in found.comparisons
-    ]
-    runs = [
-        {
-            "variant": outcome.variant,
-            "setting": outcome.trial,
-            "seed": outcome.seed,
-            "for": "tuning" if outcome.is_tuning else "comparison",
-            "state": outcome.state,
-            **{metric: outcome.value(metric) for metric in found.metrics},
-            "oracle_calls": outcome.oracle_calls,
-            "seconds": outcome.seconds,
-            "money": outcome.money,
-            "error": outcome.error,
-            "folder": outcome.folder,
-        }
-        for outcome in found.outcomes
-    ]
-    return {"table": variants, "comparisons": pairs, "runs": runs}
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Numbers as they are, under the dotted keys of ``results.json``."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -359,6 +359,6 @@ def _check_budget(loaded: LoadedAblation, settings: Sequence[Cell]) -> None:
     off = [f"'{cell.setting}' {cell.planned:,}" for cell in settings if loaded.is_off_budget(cell.planned)]
     if off:
         raise UserError(
-            f"budget: expected {loaded.budget:,} verdicts of every cell, within {loaded.recipe.budget.tolerance:.0%}, got "
-            f"{', '.join(off)}; change their steps, rounds or data, or raise budget.tolerance"
+            f"budget: expected {loaded.budget:,} verdicts of every cell, within {loaded.recipe.budget.tolerance:.0%}, "
+            f"got {', '.join(off)}; change their steps, rounds or data, or raise budget.tolerance"
         )

@@ -29,7 +29,7 @@ class Outcome:
         is_tuning: whether it only serves the choice of a setting.
         folder: of the run.
         state: ``open``: not run yet; a failed one is tried again by the next call.
-        figures: at the end, by name; of the average of the weights where the recipe keeps one.
+        figures: finite ones at the end, by name; of the average of the weights where the recipe keeps one.
         start: before training, by name.
         seconds: of training.
         oracle_calls: verdicts that were learned from.
@@ -54,11 +54,6 @@ class Outcome:
     def name(self) -> str:
         """As messages call it."""
         return ", ".join(part for part in (self.variant, self.trial, f"seed {self.seed}") if part)
-
-    def value(self, metric: str) -> float | None:
-        """A figure of a finished run; ``None`` where there is no finite one."""
-        value = self.figures.get(metric)
-        return value if self.state == "finished" and value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +177,7 @@ def summarise(
         variant: {
             outcome.seed: value
             for outcome in reported
-            if outcome.variant == variant and (value := outcome.value(metric)) is not None
+            if outcome.variant == variant and (value := outcome.figures.get(metric)) is not None
         }
         for variant in variants
     }
@@ -212,7 +207,7 @@ def _values(outcomes: Sequence[Outcome], metric: str, variant: str, trial: str |
         value
         for outcome in outcomes
         if outcome.variant == variant and trial in (None, outcome.trial)
-        if (value := outcome.value(metric)) is not None
+        if (value := outcome.figures.get(metric)) is not None
     ]
 
 
@@ -256,7 +251,7 @@ def _notes(
 ) -> Iterator[str]:
     for outcome in outcomes:
         if outcome.state == "failed":
-            yield f"{outcome.name} failed: {outcome.error}; {outcome.folder}/log.txt has the whole; run again to try again"
+            yield f"{outcome.name} failed: {outcome.error}; see {outcome.folder}/log.txt, and run again to try again"
     num_open = sum(outcome.state == "open" for outcome in outcomes)
     if num_open:
         yield f"{num_open} runs have not ended yet"
@@ -270,15 +265,15 @@ def _notes(
     for outcome in counted:
         assert outcome.oracle_calls is not None and expected is not None
         if abs(outcome.oracle_calls - expected) > tolerance * expected:
-            yield f"{outcome.name} learned from {outcome.oracle_calls:,} verdicts, not {expected:,}: not the same budget"
+            yield f"{outcome.name} learned from {outcome.oracle_calls:,} verdicts, not {expected:,}: another budget"
     if tried:
         num_tried = len(tried) // len({item.variant for item in tried})
-        yield f"each variant at the best of {num_tried} settings by the tuning seeds, which are not among those reported"
+        yield f"each variant at the best of {num_tried} settings by the tuning seeds, which are not reported"
     if num_seeds == 1:
         yield "one seed: no interval, and nothing can be told apart"
     elif num_seeds < _FEW_SEEDS:
         reach = float(stdtrit(num_seeds - 1, 1.0 - LEVEL / 2.0))
         yield (
-            f"{num_seeds} seeds: an interval reaches {reach:.1f} standard errors to each side, and a small difference is "
-            "not told apart from chance; more seeds narrow it"
+            f"{num_seeds} seeds: an interval reaches {reach:.1f} standard errors to each side, and a small difference "
+            "is not told apart from chance; more seeds narrow it"
         )

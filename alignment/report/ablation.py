@@ -158,7 +158,7 @@ def _table(text: Text, caption: str) -> Table:
 def _values(found: Ablated, row: Row) -> list[float]:
     """Of each run of a variant."""
     runs = [outcome for outcome in found.outcomes if outcome.variant == row.variant and not outcome.is_tuning]
-    return [value for outcome in runs if (value := outcome.value(found.metric)) is not None]
+    return [value for outcome in runs if (value := outcome.figures.get(found.metric)) is not None]
 
 
 def _overview(found: Ablated) -> Iterator[Block]:
@@ -192,7 +192,7 @@ def _cost(found: Ablated) -> Iterator[Block]:
         points = [
             (outcome.seconds, value)
             for outcome in runs
-            if outcome.seconds is not None and (value := outcome.value(found.metric)) is not None
+            if outcome.seconds is not None and (value := outcome.figures.get(found.metric)) is not None
         ]
         if points:
             series.append(Series(name=row.variant, points=sorted(points)))
@@ -213,7 +213,7 @@ def _runs_table(found: Ablated) -> Text:
             outcome.name,
             "tuning" if outcome.is_tuning else "comparison",
             f"failed: {outcome.error}" if outcome.state == "failed" else outcome.state,
-            *("–" if (value := outcome.value(metric)) is None else f"{value:.4g}" for metric in found.metrics),
+            *("–" if (value := outcome.figures.get(metric)) is None else f"{value:.4g}" for metric in found.metrics),
             "–" if outcome.oracle_calls is None else f"{outcome.oracle_calls:,}",
             "–" if outcome.seconds is None else f"{outcome.seconds:,.0f}",
             outcome.folder,

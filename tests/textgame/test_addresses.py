@@ -42,6 +42,17 @@ def test_a_wrong_address_is_refused(source: dict, message: str, addressed: TextG
         read_source(DataSource.model_validate(source))
 
 
+@pytest.mark.parametrize("name", ["dpo", "egpo"])
+def test_a_resolved_recipe_can_be_run(name: str, addressed: TextGame, tmp_path: Path) -> None:
+    """What a run writes down beside its checkpoints names the same rows, by keys that an address takes."""
+    recipe = load(name, tmp_path, *(OFFLINE if name == "dpo" else ())).recipe
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    again = load_recipe(tmp_path / "recipe.yaml").recipe
+    assert again == recipe and again.data.evaluation is not None
+    for source in (*again.data.sources, again.data.evaluation):
+        assert read_source(source).num_read in (30, 60)
+
+
 def test_other_names_stay(addressed: TextGame) -> None:
     assert resolve_model("owner/model") == "owner/model"
     with pytest.raises(UserError, match=r"expected 'textgame://model'.*got 'textgame://big'"):
