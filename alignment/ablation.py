@@ -71,26 +71,31 @@ def ablate(
         for cell in cells:
             outcomes[cell.name] = _outcome(cell, metric, is_tuning=is_tuning)
         todo = [cell for cell in cells if outcomes[cell.name].state == "open"]
-        announce(f"{what}: {len(cells)} cells, {len(cells) - len(todo)} of them finished before")
+        num_done = len(cells) - len(todo)
+        announce(f"{what}: {len(cells)} cells, {num_done} of them finished before")
         _write(folder, loaded, list(outcomes.values()))
+
+        def work(cell: Cell) -> Outcome:
+            code = _run(cell, launch or _launcher(loaded.launcher, jobs), announce)
+            outcome = _outcome(cell, metric, is_tuning=is_tuning, exit_code=code)
+            announce(_ended(outcome))
+            return outcome
+
         with ThreadPoolExecutor(jobs) as pool:
-            running = {
-                pool.submit(_run, cell, launch or _launcher(loaded.launcher, jobs), announce): cell for cell in todo
-            }
+            futures = [pool.submit(work, cell) for cell in todo]
             try:
-                for number, future in enumerate(as_completed(running), start=len(cells) - len(todo) + 1):
-                    cell, code = running[future], future.result()
-                    outcomes[cell.name] = _outcome(cell, metric, is_tuning=is_tuning, exit_code=code)
-                    announce(_ended(outcomes[cell.name]))
+                for number, future in enumerate(as_completed(futures), start=num_done + 1):
+                    outcome = future.result()
+                    outcomes[outcome.name] = outcome
                     progress(what, number, len(cells))
                     _write(folder, loaded, list(outcomes.values()))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    run_tuning = [cell for cell in loaded.cells if cell.seed in recipe.tuning_seeds]
-    if run_tuning:
-        run_all(run_tuning, "tuning", is_tuning=True)
+    tuning = [cell for cell in loaded.cells if cell.seed in recipe.tuning_seeds]
+    if tuning:
+        run_all(tuning, "tuning", is_tuning=True)
     chosen = {(item.variant, item.trial) for item in choose(list(outcomes.values()), metric, better) if item.is_chosen}
     reported = [
         cell
@@ -98,7 +103,9 @@ def ablate(
         if cell.seed in recipe.seeds and (not cell.trial or (cell.variant, cell.trial) in chosen)
     ]
     run_all(reported, "comparison", is_tuning=False)
-    return _write(folder, loaded, list(outcomes.values()))
+    found = _write(folder, loaded, list(outcomes.values()))
+    draw_figure(found, folder / "figure.svg")
+    return found
 
 
 # One cell -------------------------------------------------------------------------------------------------------------
@@ -127,9 +134,11 @@ def _has_ended(cell: Cell) -> bool:
 
 def _changed_since(cell: Cell) -> dict[str, tuple[Any, Any]]:
     """What differs between the recipe that a folder was begun with and the cell's."""
-    path = cell.folder / RECIPE
-    there = parse_text(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
-    found = differences(there, parse_text(cell.recipe.to_yaml(), cell.name))
+    path, now = cell.folder / RECIPE, cell.recipe.to_yaml()
+    then = path.read_text(encoding="utf-8") if path.exists() else "{}"
+    if then == now:
+        return {}
+    found = differences(parse_text(then, str(path)), parse_text(now, cell.name))
     # The folder is where it is, whatever it is called from here.
     return {key: values for key, values in found.items() if key != "output_dir"}
 
@@ -161,7 +170,7 @@ def _run(cell: Cell, launch: Launch, announce: Announce) -> int:
 def _alone(cell: Cell, announce: Announce) -> Iterator[int]:
     """Wait until nobody else works on a cell; the lock is free when every process that inherited it has ended."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(cell.folder.with_name(f".{cell.folder.name}.lock"), os.O_RDWR | os.O_CREAT)
+    lock = os.open(cell.folder.with_name(f".{cell.folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +251,7 @@ def _last_error(log: Path) -> str:
 
 
 def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) -> Ablated:
-    """Everything that is known so far, as JSON, CSV, Markdown, a figure and a page."""
+    """Everything that is known so far, as JSON, CSV, Markdown and a page."""
     recipe = loaded.recipe
     found = summarise(
         outcomes,
@@ -256,7 +265,6 @@ def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) ->
     for name, items in (("table", found.rows), ("comparisons", found.comparisons), ("runs", found.outcomes)):
         _write_csv(folder / f"{name}.csv", [dict(leaves(dataclasses.asdict(item))) for item in items])
     (folder / "table.md").write_text(markdown(found), encoding="utf-8")
-    draw_figure(found, folder / "figure.svg")
     write_page(ablation_page(folder.resolve().name, found, recipe=recipe.to_yaml()), folder / PAGE)
     return found
 
