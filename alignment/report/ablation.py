@@ -100,7 +100,6 @@ def ablation_page(name: str, found: Ablated, *, recipe: str) -> Page:
         Section(title="Result", blocks=[*_overview(found), _table(variants, _HOW_TO_READ)]),
         Section(title="Which differences are real", blocks=[_table(comparisons, _HOW_TO_COMPARE)]),
         Section(title="Tuning", blocks=[_table(tuning_table(found), _HOW_TO_TUNE)] if found.tried else []),
-        Section(title="Cost", blocks=list(_cost(found))),
         Section(title="Runs", blocks=[_table(runs, "")]),
         Section(title="Made by", blocks=[Code(title="ablation.yaml", text=recipe, folded=True)]),
     ]
@@ -183,9 +182,6 @@ def _overview(found: Ablated) -> Iterator[Block]:
         caption="The mean over seeds with its 95 % interval; a ring is a run.",
         upright=[] if found.start is None else [Mark(value=found.start, label="before training")],
     )
-
-
-def _cost(found: Ablated) -> Iterator[Block]:
     series = []
     for row in found.rows:
         runs = [outcome for outcome in found.outcomes if outcome.variant == row.variant and not outcome.is_tuning]
