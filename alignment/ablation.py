@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from alignment.errors import UserError
 from alignment.evaluation.ablations import Ablated, Outcome, choose, summarise
 from alignment.evaluation.manifests import write_json
 from alignment.report import PAGE, write_page
-from alignment.report.ablation import ablation_page, draw_figure, markdown
+from alignment.report.ablation import ablation_page, forest, markdown
+from alignment.report.page import render_figure
 from alignment.report.runs import read_run
 from alignment.values import differences, leaves
 
@@ -40,7 +42,7 @@ Launch = Callable[[Path, Sequence[str]], Sequence[str]]
 
 RECIPE, SUMMARY, LOG = "cell.yaml", "summary.json", "log.txt"
 _ONE_PROCESS = ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-_ERROR = re.compile(r"error: |(?!\w*(?:ChildFailed|CalledProcess))[\w.]*(?:Error|Exception|Interrupt)\b")
+_ERROR = re.compile(r"error: |(?![\w.]*(?:ChildFailed|CalledProcess))[\w.]*(?:Error|Exception|Interrupt)\b")
 
 
 def ablate(
@@ -65,47 +67,38 @@ def ablate(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ablation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     metric, better = next(iter(recipe.metrics.items()))
+    work = partial(_work, metric=metric, launch=launch or _launcher(loaded.launcher, jobs), announce=announce)
     outcomes: dict[str, Outcome] = {}
 
-    def run_all(cells: Sequence[Cell], what: str, *, is_tuning: bool) -> None:
-        for cell in cells:
-            outcomes[cell.name] = _outcome(cell, metric, is_tuning=is_tuning)
+    def run_all(what: str, cells: Sequence[Cell]) -> None:
+        outcomes.update({cell.name: _outcome(cell, metric) for cell in cells})
         todo = [cell for cell in cells if outcomes[cell.name].state == "open"]
         num_done = len(cells) - len(todo)
         announce(f"{what}: {len(cells)} cells, {num_done} of them finished before")
-        _write(folder, loaded, list(outcomes.values()))
+        for number, outcome in enumerate(_in_parallel(work, todo, jobs), start=num_done + 1):
+            outcomes[outcome.name] = outcome
+            progress(what, number, len(cells))
+            _write(folder, loaded, list(outcomes.values()))
 
-        def work(cell: Cell) -> Outcome:
-            code = _run(cell, launch or _launcher(loaded.launcher, jobs), announce)
-            outcome = _outcome(cell, metric, is_tuning=is_tuning, exit_code=code)
-            announce(_ended(outcome))
-            return outcome
-
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(work, cell) for cell in todo]
-            try:
-                for number, future in enumerate(as_completed(futures), start=num_done + 1):
-                    outcome = future.result()
-                    outcomes[outcome.name] = outcome
-                    progress(what, number, len(cells))
-                    _write(folder, loaded, list(outcomes.values()))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    tuning = [cell for cell in loaded.cells if cell.seed in recipe.tuning_seeds]
+    tuning = [cell for cell in loaded.cells if cell.is_tuning]
     if tuning:
-        run_all(tuning, "tuning", is_tuning=True)
+        run_all("tuning", tuning)
     chosen = {(item.variant, item.trial) for item in choose(list(outcomes.values()), metric, better) if item.is_chosen}
-    reported = [
-        cell
-        for cell in loaded.cells
-        if cell.seed in recipe.seeds and (not cell.trial or (cell.variant, cell.trial) in chosen)
-    ]
-    run_all(reported, "comparison", is_tuning=False)
-    found = _write(folder, loaded, list(outcomes.values()))
-    draw_figure(found, folder / "figure.svg")
-    return found
+    compared = [cell for cell in loaded.cells if not cell.is_tuning]
+    run_all("comparison", [cell for cell in compared if not tuning or (cell.variant, cell.trial) in chosen])
+    return _write(folder, loaded, list(outcomes.values()))
+
+
+def _in_parallel(work: Callable[[Cell], Outcome], cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+    """What becomes of cells, in the order in which they end; after an interruption no other begins."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, cell) for cell in cells]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 # One cell -------------------------------------------------------------------------------------------------------------
@@ -143,26 +136,33 @@ def _changed_since(cell: Cell) -> dict[str, tuple[Any, Any]]:
     return {key: values for key, values in found.items() if key != "output_dir"}
 
 
-def _run(cell: Cell, launch: Launch, announce: Announce) -> int:
-    """Train by a cell's recipe; the exit code."""
+def _work(cell: Cell, *, metric: str, launch: Launch, announce: Announce) -> Outcome:
+    """Run a cell, or wait for who does."""
+    exit_code = None
     with _alone(cell, announce) as lock:
         # Whoever held the lock may have ended it.
-        if _has_ended(cell):
-            return 0
-        _prepare(cell)
-        announce(f"{cell.name}: begins")
-        is_resumable = any(cell.folder.glob(f"checkpoint-*/{STATE_FILE}"))
-        overrides = ["training.disable_tqdm=true"]
-        overrides += ["training.resume_from_checkpoint=last"] if is_resumable else []
-        with (cell.folder / LOG).open("wb") as log:
-            done = subprocess.run(
-                launch(cell.folder / RECIPE, overrides),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                check=False,
-            )
+        if not _has_ended(cell):
+            announce(f"{cell.name}: begins")
+            exit_code = _train(cell, launch, lock)
+    outcome = _outcome(cell, metric, exit_code=exit_code)
+    if outcome.state == "failed":
+        announce(f"{outcome.name}: failed, {outcome.error}; {outcome.folder}/{LOG}")
+    else:
+        announce(f"{outcome.name}: ended, {outcome.seconds:,.0f} s of training, {outcome.oracle_calls:,} verdicts")
+    return outcome
+
+
+def _train(cell: Cell, launch: Launch, lock: int) -> int:
+    """Launch a cell; the exit code."""
+    _prepare(cell)
+    overrides = ["training.disable_tqdm=true"]
+    if any(cell.folder.glob(f"checkpoint-*/{STATE_FILE}")):
+        overrides.append("training.resume_from_checkpoint=last")
+    command = launch(cell.folder / RECIPE, overrides)
+    with (cell.folder / LOG).open("wb") as log:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock], check=False
+        )
     return done.returncode
 
 
@@ -187,7 +187,9 @@ def _prepare(cell: Cell) -> None:
     if _changed_since(cell):
         shutil.rmtree(cell.folder, ignore_errors=True)
     cell.folder.mkdir(exist_ok=True)
-    (cell.folder / RECIPE).write_text(cell.recipe.to_yaml(), encoding="utf-8")
+    partial_file = cell.folder / f"{RECIPE}.partial"
+    partial_file.write_text(cell.recipe.to_yaml(), encoding="utf-8")
+    partial_file.replace(cell.folder / RECIPE)
 
 
 def _launcher(config: Path | None, jobs: int) -> Launch:
@@ -204,13 +206,13 @@ def _launcher(config: Path | None, jobs: int) -> Launch:
     return launch
 
 
-def _outcome(cell: Cell, metric: str, *, is_tuning: bool, exit_code: int | None = None) -> Outcome:
+def _outcome(cell: Cell, metric: str, *, exit_code: int | None = None) -> Outcome:
     """What became of a cell; ``exit_code`` is ``None`` of one that was not run by this call."""
     known: dict[str, Any] = {
         "variant": cell.variant,
         "trial": cell.trial,
         "seed": cell.seed,
-        "is_tuning": is_tuning,
+        "is_tuning": cell.is_tuning,
         "folder": str(cell.folder),
     }
     if not _has_ended(cell):
@@ -227,17 +229,11 @@ def _outcome(cell: Cell, metric: str, *, is_tuning: bool, exit_code: int | None 
         **known,
         state="finished",
         figures={name: value for name, value in end.items() if math.isfinite(value)},
-        start=summary["before"],
+        start={name: value for name, value in summary["before"].items() if math.isfinite(value)},
         seconds=summary["seconds"],
         oracle_calls=summary["oracle_calls"],
         money=read_run(cell.folder).money,
     )
-
-
-def _ended(outcome: Outcome) -> str:
-    if outcome.state == "failed":
-        return f"{outcome.name}: failed, {outcome.error}; {outcome.folder}/{LOG}"
-    return f"{outcome.name}: ended, {outcome.seconds:,.0f} s of training, {outcome.oracle_calls:,} verdicts"
 
 
 def _last_error(log: Path) -> str:
@@ -251,7 +247,7 @@ def _last_error(log: Path) -> str:
 
 
 def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) -> Ablated:
-    """Everything that is known so far, as JSON, CSV, Markdown and a page."""
+    """Everything that is known so far, as JSON, CSV, Markdown, a figure and a page."""
     recipe = loaded.recipe
     found = summarise(
         outcomes,
@@ -265,6 +261,7 @@ def _write(folder: Path, loaded: LoadedAblation, outcomes: Sequence[Outcome]) ->
     for name, items in (("table", found.rows), ("comparisons", found.comparisons), ("runs", found.outcomes)):
         _write_csv(folder / f"{name}.csv", [dict(leaves(dataclasses.asdict(item))) for item in items])
     (folder / "table.md").write_text(markdown(found), encoding="utf-8")
+    (folder / "figure.svg").write_text(render_figure(forest(found)), encoding="utf-8")
     write_page(ablation_page(folder.resolve().name, found, recipe=recipe.to_yaml()), folder / PAGE)
     return found
 

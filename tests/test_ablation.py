@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -56,7 +57,7 @@ def tree(folder: Path, **changes: Any) -> dict[str, Any]:
         "base": str(RECIPES / "dpo" / "tiny.yaml"),
         "grid": {"method.beta": [0.1, 0.5]},
         "overrides": {"training.learning_rate": 1e-3},
-        "seeds": [0, 1, 2],
+        "seeds": [0, 1],
         "metrics": {"accuracy": "higher", "loss": "lower"},
         "output_dir": str(folder / "out"),
         **changes,
@@ -177,7 +178,7 @@ def test_cells_are_every_variant_at_every_point_of_the_grid(tmp_path: Path) -> N
     assert (first.recipe.seed, first.recipe.method["beta"], first.recipe.training["warmup_steps"]) == (4, 0.1, 2)
     assert (last.recipe.seed, last.recipe.method["beta"]) == (5, 0.5) and "warmup_steps" not in last.recipe.training
     assert {cell.recipe.training["max_steps"] for cell in loaded.cells} == {3}
-    assert loaded.budget is None and not loaded.is_off_budget(7), "only the data tell how many verdicts a file holds"
+    assert loaded.budget is None, "only the data tell how many verdicts a file holds"
 
 
 def test_a_tolerance_lets_budgets_differ(tmp_path: Path) -> None:
@@ -248,20 +249,20 @@ def test_a_failed_cell_is_shown_and_stops_no_other(story: Mapping[str, Any]) -> 
     assert outcome.error == "alignment.errors.UserError: the disk is full (exit code 3)", (
         "the error, not the last words"
     )
-    assert len(story["before"]) == 5
-    assert [row.num_finished for row in found.rows] == [3, 2]
+    assert len(story["before"]) == 3
+    assert [row.num_finished for row in found.rows] == [2, 1]
     assert any(line.startswith("beta=0.1, seed 1: failed, alignment.errors.UserError") for line in story["said"])
     for name in ("report.html", "table.md"):
         assert "the disk is full" in story["failed_files"][name], name
-    assert "beta=0.1: 2 of 3 seeds" in story["failed_files"]["table.md"]
+    assert "beta=0.1: 1 of 2 seeds" in story["failed_files"]["table.md"]
 
 
 def test_finished_cells_are_never_run_again(story: Mapping[str, Any]) -> None:
     """The same files, not only the same content."""
-    assert {path: story["after"][path] for path in story["before"]} == story["before"] and len(story["after"]) == 6
+    assert {path: story["after"][path] for path in story["before"]} == story["before"] and len(story["after"]) == 4
     tried = story["calls"]
     assert {cell: len(lines) for cell, lines in tried.items()} == {
-        f"beta={beta}/seed-{seed}": 2 if (beta, seed) == (0.1, 1) else 1 for beta in (0.1, 0.5) for seed in (0, 1, 2)
+        f"beta={beta}/seed-{seed}": 2 if (beta, seed) == (0.1, 1) else 1 for beta in (0.1, 0.5) for seed in (0, 1)
     }
     assert story["last"] == (story["after"], tried)
     assert story["again"] == story["whole"] and story["whole"].failed == ()
@@ -272,7 +273,7 @@ def test_the_table_is_that_of_the_runs(story: Mapping[str, Any]) -> None:
     found: Ablated = story["whole"]
     assert [row.variant for row in found.rows] == ["beta=0.5", "beta=0.1"], "the higher first"
     means = [row.means["accuracy"] for row in found.rows]
-    assert [mean.mean for mean in means if mean] == pytest.approx([0.51, 0.11])
+    assert [mean.mean for mean in means if mean] == pytest.approx([0.505, 0.105])
     (pair,) = found.comparisons
     assert pair.better == "beta=0.5" and found.rows[0].better_than == ("beta=0.1",)
     assert found.start == 0.5 and found.rows[0].oracle_calls == 108 and found.rows[0].seconds == 10.0
@@ -288,10 +289,12 @@ def test_it_is_written_as_json_csv_markdown_and_a_figure(story: Mapping[str, Any
     with (folder / "comparisons.csv").open() as file:
         assert next(csv.DictReader(file))["better"] == "beta=0.5"
     with (folder / "runs.csv").open() as file:
-        assert [row["state"] for row in csv.DictReader(file)] == ["finished"] * 6
-    assert "| beta=0.5 | 0.51 [0.485, 0.535] |" in (folder / "table.md").read_text()
+        assert [row["state"] for row in csv.DictReader(file)] == ["finished"] * 4
+    assert "| beta=0.5 | 0.505 [0.441, 0.569] |" in (folder / "table.md").read_text()
     assert "beta=0.5 is better" in (folder / "report.html").read_text()
-    assert (folder / "figure.svg").read_text().lstrip().startswith("<?xml")
+    figure = ElementTree.parse(folder / "figure.svg").getroot()
+    rings = [item for item in figure.iter("{http://www.w3.org/2000/svg}circle") if item.get("class") == "ring"]
+    assert len(rings) == 4
     assert load_ablation(folder / "ablation.yaml").recipe == load(story["folder"]).recipe
 
 
@@ -307,7 +310,7 @@ def test_the_command_says_by_its_exit_code_that_a_cell_failed(
     with pytest.raises(SystemExit) as stopped:
         main(["ablate", str(story["folder"] / "ablation.yaml")])
     shown = capsys.readouterr()
-    assert "beta=0.5 is better" in shown.out and "note: beta=0.1, seed 1 failed" in shown.err
+    assert "not told apart" in shown.out and "note: beta=0.1, seed 1 failed" in shown.err
 
 
 def test_another_recipe_is_refused_where_a_cell_has_ended(story: Mapping[str, Any], tmp_path: Path) -> None:
@@ -321,15 +324,15 @@ def test_another_recipe_is_refused_where_a_cell_has_ended(story: Mapping[str, An
     found = run(load(folder, "grid.method.beta=[0.1, 0.3, 0.5]"))
     assert {path: stamps(folder)[path] for path in before} == before and len(found.rows) == 3
     assert [note for note in found.notes if "another budget" in note] == [
-        f"beta=0.3, seed {seed} learned from 109 verdicts, not 108: another budget" for seed in range(3)
+        f"beta=0.3, seed {seed} learned from 109 verdicts, not 108: another budget" for seed in range(2)
     ]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    theirs = tmp_path / "out" / "cells" / "beta=0.5" / "seed-2"
+    theirs = tmp_path / "out" / "cells" / "beta=0.5" / "seed-1"
     theirs.mkdir(parents=True)
     (theirs / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"seed-2: expected a folder of this ablation, found other files"):
+    with pytest.raises(UserError, match=r"seed-1: expected a folder of this ablation, found other files"):
         run(load(tmp_path))
     assert (theirs / "thesis.tex").exists() and calls(tmp_path) == {}
 

@@ -16,6 +16,7 @@ from alignment.config.parsing import dump_yaml, read_mapping
 from alignment.config.problems import describe_problems
 from alignment.config.schema import Block, schema_keys, without_nulls
 from alignment.errors import UserError
+from alignment.evaluation.ablations import is_off
 from alignment.values import differences, leaves
 
 # Keys that the ablation sets itself.
@@ -161,6 +162,7 @@ class Cell:
         variant: what is compared.
         trial: the setting that was tried, as text; empty where nothing is tuned.
         seed: of the run.
+        is_tuning: whether it only serves the choice of a setting.
         recipe: checked, with its seed and its folder.
         planned: verdicts that it will learn from; ``None`` where only its data tell.
     """
@@ -168,6 +170,7 @@ class Cell:
     variant: str
     trial: str
     seed: int
+    is_tuning: bool
     recipe: Recipe
     planned: int | None
 
@@ -204,12 +207,6 @@ class LoadedAblation:
     launcher: Path | None
     budget: int | None
     notes: tuple[str, ...]
-
-    def is_off_budget(self, verdicts: int | None) -> bool:
-        """Whether a known number of verdicts differs from the budget by more than the tolerance."""
-        if verdicts is None or self.budget is None:
-            return False
-        return abs(verdicts - self.budget) > self.recipe.budget.tolerance * self.budget
 
 
 def load_ablation(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedAblation:
@@ -273,8 +270,14 @@ def _cells(recipe: AblationRecipe, place: Path, num_processes: int, notes: list[
             planned = planned_verdicts(loaded.recipe, num_processes=num_processes)
             for seed in (*(recipe.tuning_seeds if trial else ()), *recipe.seeds):
                 own = {"seed": seed, "output_dir": str(folder / f"seed-{seed}")}
-                run = loaded.recipe.model_copy(update=own)
-                yield Cell(variant=variant, trial=trial, seed=seed, recipe=run, planned=planned)
+                yield Cell(
+                    variant=variant,
+                    trial=trial,
+                    seed=seed,
+                    is_tuning=seed in recipe.tuning_seeds,
+                    recipe=loaded.recipe.model_copy(update=own),
+                    planned=planned,
+                )
 
 
 def _variants(recipe: AblationRecipe) -> Iterator[tuple[str, VariantSpec, tuple[Change, ...]]]:
@@ -356,9 +359,14 @@ def _measured_by(recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_budget(loaded: LoadedAblation, settings: Sequence[Cell]) -> None:
-    off = [f"'{cell.setting}' {cell.planned:,}" for cell in settings if loaded.is_off_budget(cell.planned)]
+    budget, tolerance = loaded.budget, loaded.recipe.budget.tolerance
+    off = [
+        f"'{cell.setting}' {cell.planned:,}"
+        for cell in settings
+        if cell.planned is not None and budget is not None and is_off(cell.planned, budget, tolerance)
+    ]
     if off:
         raise UserError(
-            f"budget: expected {loaded.budget:,} verdicts of every cell, within {loaded.recipe.budget.tolerance:.0%}, "
-            f"got {', '.join(off)}; change their steps, rounds or data, or raise budget.tolerance"
+            f"budget: expected {budget:,} verdicts of every cell, within {tolerance:.0%}, got {', '.join(off)}; change "
+            "their steps, rounds or data, or raise budget.tolerance"
         )

@@ -131,6 +131,16 @@ class Ablated:
         return {**dataclasses.asdict(self), "comparisons": verdicts}
 
 
+def is_off(verdicts: int, budget: int, tolerance: float) -> bool:
+    """Whether a number of verdicts differs from the budget by more than this part of it.
+
+    Example:
+        >>> is_off(90, 100, 0.1), is_off(89, 100, 0.1)
+        (False, True)
+    """
+    return abs(verdicts - budget) > tolerance * budget
+
+
 def choose(outcomes: Sequence[Outcome], metric: str, better: Better) -> tuple[Tried, ...]:
     """The best setting of each variant by its mean over tuning seeds; one that failed was tried as well, and loses.
 
@@ -264,7 +274,7 @@ def _notes(
     expected = budget or next((outcome.oracle_calls for outcome in counted), None)
     for outcome in counted:
         assert outcome.oracle_calls is not None and expected is not None
-        if abs(outcome.oracle_calls - expected) > tolerance * expected:
+        if is_off(outcome.oracle_calls, expected, tolerance):
             yield f"{outcome.name} learned from {outcome.oracle_calls:,} verdicts, not {expected:,}: another budget"
     if tried:
         num_tried = len(tried) // len({item.variant for item in tried})

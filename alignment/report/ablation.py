@@ -1,7 +1,6 @@
-"""What an ablation found, for people: one table for the terminal and for Markdown, a figure, and a page."""
+"""What an ablation found, for people: tables for the terminal and for Markdown, a figure, and a page."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from alignment.evaluation.ablations import Ablated, Row
 from alignment.evaluation.seeds import SeedMean
@@ -65,26 +64,14 @@ def markdown(found: Ablated) -> str:
     return "\n".join(f"{part}\n" for part in parts if part)
 
 
-def draw_figure(found: Ablated, path: Path) -> None:
-    """Means with their intervals and the runs behind them, as a file for a paper; its suffix says of which kind."""
-    # A second of import that only this needs.
-    from matplotlib.figure import Figure
-
-    rows = [(row, mean) for row in reversed(found.rows) if (mean := row.means[found.metric]) is not None]
-    figure = Figure(figsize=(6.4, 0.36 * len(rows) + 1.0), layout="constrained")
-    axis = figure.subplots()
-    for place, (row, mean) in enumerate(rows):
-        values = _values(found, row)
-        axis.plot(values, [place] * len(values), "o", markerfacecolor="none", color="#8a94a3", markersize=5)
-        if mean.low is not None and mean.high is not None:
-            axis.plot([mean.low, mean.high], [place, place], color="#1f5fbf", linewidth=1.6)
-        axis.plot([mean.mean], [place], "s", color="#1f5fbf", markersize=6)
-    axis.set_yticks(range(len(rows)), [row.variant for row, _ in rows])
-    axis.set_xlabel(f"{found.metric} ({found.metrics[found.metric]} is better), 95 % over seeds")
-    axis.margins(y=0.15)
-    axis.spines[["top", "right"]].set_visible(False)
-    # No date, so that the same runs give the same file.
-    figure.savefig(path, metadata={"Date": None})
+def forest(found: Ablated) -> Forest:
+    """Means with their intervals, and the runs behind them."""
+    return Forest(
+        title=f"{found.metric}, {found.metrics[found.metric]} is better",
+        rows=[(row.variant, _estimate(row.means[found.metric]), _values(found, row)) for row in found.rows],
+        caption="The mean over seeds with its 95 % interval; a ring is a run.",
+        upright=[] if found.start is None else [Mark(value=found.start, label="before training")],
+    )
 
 
 def ablation_page(name: str, found: Ablated, *, recipe: str) -> Page:
@@ -176,12 +163,7 @@ def _overview(found: Ablated) -> Iterator[Block]:
     facts.append(Fact(label="runs", value=f"{len(finished)} of {len(found.outcomes)}", note="ended with a figure"))
     yield Facts(facts=facts)
     yield from (Note(text=note, kind="warning" if " failed: " in note else "note") for note in found.notes)
-    yield Forest(
-        title=f"{found.metric}, {found.metrics[found.metric]} is better",
-        rows=[(row.variant, _estimate(row.means[found.metric]), _values(found, row)) for row in found.rows],
-        caption="The mean over seeds with its 95 % interval; a ring is a run.",
-        upright=[] if found.start is None else [Mark(value=found.start, label="before training")],
-    )
+    yield forest(found)
     series = []
     for row in found.rows:
         runs = [outcome for outcome in found.outcomes if outcome.variant == row.variant and not outcome.is_tuning]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from alignment.report.blocks import Block, Cell, Curves, Estimate, Matrix, Page
+from alignment.report.blocks import Block, Cell, Curves, Estimate, Forest, Matrix, Page
 from alignment.report.drawings import Element, draw_bars, draw_curves, draw_forest, draw_scatter, series_class, sign
 from alignment.report.scales import number
 
@@ -22,6 +22,11 @@ _MOST_TINT = 48.0
 def render(page: Page) -> str:
     """The page as HTML."""
     return _environment().get_template("page.html").render(page=page)
+
+
+def render_figure(block: Forest) -> str:
+    """A figure by itself as SVG, for a paper."""
+    return _environment().get_template("figure.svg").render(title=block.title, drawn=draw_forest(block))
 
 
 def write_page(page: Page, path: Path) -> Path:
