@@ -149,8 +149,14 @@ def choose(outcomes: Sequence[Outcome], metric: str, better: Better) -> tuple[Tr
         metric: the figure that decides.
         better: which end of it is.
     """
-    settings = dict.fromkeys((outcome.variant, outcome.trial) for outcome in outcomes)
-    means = {setting: seed_mean(_values(outcomes, metric, *setting)) for setting in settings}
+    runs: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        runs.setdefault((outcome.variant, outcome.trial), []).append(outcome)
+    # Without the seeds that failed a mean may flatter.
+    means = {
+        setting: seed_mean(values) if len(values := _values(own, metric)) == len(own) else None
+        for setting, own in runs.items()
+    }
     sign = 1.0 if better == "lower" else -1.0
     best: dict[str, str] = {}
     for (variant, trial), mean in sorted(means.items(), key=lambda item: _place(item[1], sign)):
@@ -183,17 +189,14 @@ def summarise(
     """
     metric, better = next(iter(metrics.items()))
     reported = [outcome for outcome in outcomes if not outcome.is_tuning]
+    own = {variant: [outcome for outcome in reported if outcome.variant == variant] for variant in variants}
     values = {
-        variant: {
-            outcome.seed: value
-            for outcome in reported
-            if outcome.variant == variant and (value := outcome.figures.get(metric)) is not None
-        }
-        for variant in variants
+        variant: {outcome.seed: outcome.figures[metric] for outcome in runs if metric in outcome.figures}
+        for variant, runs in own.items()
     }
     comparisons = compare_over_seeds(values, better)
     tried = choose([outcome for outcome in outcomes if outcome.is_tuning], metric, better)
-    rows = [_row(variant, reported, tried, comparisons, metrics, len(seeds)) for variant in variants]
+    rows = [_row(variant, own[variant], tried, comparisons, metrics, len(seeds)) for variant in variants]
     sign = 1.0 if better == "lower" else -1.0
     starts = [outcome.start[metric] for outcome in reported if metric in outcome.start]
     return Ablated(
@@ -212,37 +215,32 @@ def _place(mean: SeedMean | None, sign: float) -> float:
     return math.inf if mean is None else sign * mean.mean
 
 
-def _values(outcomes: Sequence[Outcome], metric: str, variant: str, trial: str | None = None) -> list[float]:
-    return [
-        value
-        for outcome in outcomes
-        if outcome.variant == variant and trial in (None, outcome.trial)
-        if (value := outcome.figures.get(metric)) is not None
-    ]
+def _values(outcomes: Sequence[Outcome], metric: str) -> list[float]:
+    return [outcome.figures[metric] for outcome in outcomes if metric in outcome.figures]
 
 
 def _row(
     variant: str,
-    reported: Sequence[Outcome],
+    runs: Sequence[Outcome],
     tried: Sequence[Tried],
     comparisons: Sequence[SeedComparison],
     metrics: Mapping[str, Better],
     num_seeds: int,
 ) -> Row:
-    own = [outcome for outcome in reported if outcome.variant == variant and outcome.state == "finished"]
+    finished = [outcome for outcome in runs if outcome.state == "finished"]
     beaten = [
         pair.second if pair.better == pair.first else pair.first for pair in comparisons if pair.better == variant
     ]
     return Row(
         variant=variant,
         trial=next((item.trial for item in tried if item.variant == variant and item.is_chosen), ""),
-        means={metric: seed_mean(_values(own, metric, variant)) for metric in metrics},
+        means={metric: seed_mean(_values(finished, metric)) for metric in metrics},
         better_than=tuple(beaten),
-        num_finished=len(own),
+        num_finished=len(finished),
         num_seeds=num_seeds,
-        seconds=_average([outcome.seconds for outcome in own]),
-        oracle_calls=_average([outcome.oracle_calls for outcome in own]),
-        money=_average([outcome.money for outcome in own]),
+        seconds=_average([outcome.seconds for outcome in finished]),
+        oracle_calls=_average([outcome.oracle_calls for outcome in finished]),
+        money=_average([outcome.money for outcome in finished]),
     )
 
 
@@ -261,15 +259,14 @@ def _notes(
 ) -> Iterator[str]:
     for outcome in outcomes:
         if outcome.state == "failed":
-            yield f"{outcome.name} failed: {outcome.error}; see {outcome.folder}/log.txt, and run again to try again"
+            yield f"{outcome.name} failed: {outcome.error}; {outcome.folder}/log.txt has the whole"
     num_open = sum(outcome.state == "open" for outcome in outcomes)
     if num_open:
         yield f"{num_open} runs have not ended yet"
-    yield from (
-        f"{row.variant}: {row.num_finished} of {row.num_seeds} seeds; a mean without those that failed may flatter it"
-        for row in rows
-        if 0 < row.num_finished < row.num_seeds and not num_open
-    )
+    for row in rows:
+        if row.num_finished < row.num_seeds and not num_open:
+            said = "a mean without those that failed may flatter it" if row.num_finished else "nothing is known of it"
+            yield f"{row.variant}: {row.num_finished} of {row.num_seeds} seeds; {said}"
     counted = [outcome for outcome in outcomes if outcome.oracle_calls is not None]
     expected = budget or next((outcome.oracle_calls for outcome in counted), None)
     for outcome in counted:
