@@ -398,6 +398,36 @@ def test_the_setting_is_chosen_on_seeds_that_are_not_reported(tmp_path: Path) ->
     assert failed.is_tuning and failed.error == "expected a finite accuracy in summary.json, found nan"
 
 
+def killed_and_run_again(words: Sequence[str], folder: Path, num_ended: int, seconds: float) -> dict[str, Any]:
+    """The command, killed with all that it started when so many cells have ended and another is at work; then again.
+
+    Returns:
+        What the second call found, as JSON.
+    """
+    words = [sys.executable, "-m", "alignment", "ablate", *words, f"output_dir={folder / 'out'}", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    deadline = time.monotonic() + seconds
+    said = folder / "said.txt"
+    with said.open("w") as output:
+        first = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            while len(stamps(folder)) < num_ended or len(list(folder.glob("out/cells/**/log.txt"))) <= num_ended:
+                assert time.monotonic() < deadline and first.poll() is None, said.read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+    before = stamps(folder)
+    second = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=deadline - time.monotonic()
+    )
+    assert second.returncode == 0, second.stderr
+    assert {path: stamps(folder)[path] for path in before} == before and len(before) >= num_ended
+    found: dict[str, Any] = json.loads(second.stdout)
+    assert {outcome["state"] for outcome in found["outcomes"]} == {"finished"}
+    return found
+
+
 @pytest.mark.slow
 def test_killed_half_way_and_run_again_no_finished_cell_is_repeated(tmp_path: Path) -> None:
     """Two real cells through ``accelerate launch``; everything is killed while the second one is at work."""
@@ -407,26 +437,19 @@ def test_killed_half_way_and_run_again_no_finished_cell_is_repeated(tmp_path: Pa
         "training.per_device_train_batch_size": 4,
     }
     load(tmp_path, seeds=[0], overrides=small)
-    words = [sys.executable, "-m", "alignment", "ablate", str(tmp_path / "ablation.yaml"), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (tmp_path / "first.txt").open("w") as output:
-        first = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 150.0
-            while not (tmp_path / "out" / "cells" / "beta=0.5" / "seed-0" / "log.txt").exists():
-                assert time.monotonic() < deadline and first.poll() is None, (tmp_path / "first.txt").read_text()
-                time.sleep(0.05)
-        finally:
-            os.killpg(first.pid, signal.SIGKILL)
-            first.wait()
-    before = stamps(tmp_path)
-    assert [path.parts[-3] for path in before] == ["beta=0.1"]
-    second = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
-    assert second.returncode == 0, second.stderr
-    assert "comparison: 2 cells, 1 of them finished before" in second.stderr
-    after = stamps(tmp_path)
-    assert len(after) == 2 and {path: after[path] for path in before} == before
-    outcomes = json.loads(second.stdout)["outcomes"]
-    assert [outcome["state"] for outcome in outcomes] == ["finished"] * 2 and outcomes[0]["oracle_calls"] == 108
+    found = killed_and_run_again([str(tmp_path / "ablation.yaml")], tmp_path, num_ended=1, seconds=290.0)
+    assert [outcome["oracle_calls"] for outcome in found["outcomes"]] == [108, 108]
     log = (tmp_path / "out" / "cells" / "beta=0.5" / "seed-0" / "log.txt").read_text()
     assert "1 process(es)" in log
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1000)
+def test_five_methods_over_three_seeds_take_fifteen_minutes_on_two_cores(tmp_path: Path) -> None:
+    """Tuning, a kill half-way and all that is lost by it included; methods that sample beat the one that does not."""
+    shipped = RECIPES / "ablations" / "methods_equal_budget.yaml"
+    found = killed_and_run_again([str(shipped), "--jobs", "2"], tmp_path, num_ended=12, seconds=900.0)
+    assert {outcome["oracle_calls"] for outcome in found["outcomes"]} == {86_400}
+    assert len(found["rows"]) == 5 and all(row["num_finished"] == 3 for row in found["rows"])
+    against_dpo = [pair for pair in found["comparisons"] if "dpo" in (pair["first"], pair["second"])]
+    assert all(pair["better"] not in (None, "dpo") for pair in against_dpo)
