@@ -318,19 +318,22 @@ def draw(folder: Path) -> None:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(SETTINGS), help="names with commas between them")
+    parser.add_argument(
+        "--methods", help="names with commas between them; default: all, with --read those in the folder"
+    )
     parser.add_argument("--budget", type=int, default=BUDGET, help="questions to the oracle for each method")
     parser.add_argument("--learning-rate", type=float, help="in place of the methods' own")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--folder", type=Path, help="where the curves go")
     parser.add_argument("--read", action="store_true", help="play nothing: the table of the curves in the folder")
     options = parser.parse_args()
-    names = options.methods.split(",")
+    if options.read and not options.folder:
+        parser.error("--read: expected --folder with the curves of earlier runs, got none")
+    played = [name for name in SETTINGS if not options.read or (options.folder / f"{name}.json").exists()]
+    names = options.methods.split(",") if options.methods else played
     unknown = [name for name in names if name not in SETTINGS]
     if unknown:
         parser.error(f"--methods: expected some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
-    if options.read and not options.folder:
-        parser.error("--read: expected --folder with the curves of earlier runs, got none")
     if options.read:
         curves = {name: json.loads((options.folder / f"{name}.json").read_text()) for name in names}
     else:
