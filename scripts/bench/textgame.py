@@ -66,6 +66,7 @@ class Setting:
         rounds: of an iterative method; 0 for an online one.
         passes: over the data of a round, in each fit.
         learning_rate: at its highest.
+        decay: of the learning rate; none for an average of iterates, in which late ones would stand still and count.
     """
 
     method: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Setting:
     rounds: int = 0
     passes: int = 2
     learning_rate: float = 5e-4
+    decay: str = "cosine"
 
 
 SETTINGS: dict[str, Setting] = {
@@ -96,7 +98,9 @@ SETTINGS: dict[str, Setting] = {
         learning_rate=1e-3,
     ),
     "spo": Setting(method={"name": "spo", "kappa_ref": TAU}),
-    "spo_average": Setting(method={"name": "spo", "kappa_ref": 0.0}, tau=0.0, learning_rate=1e-3),
+    "spo_average": Setting(
+        method={"name": "spo", "kappa_ref": 0.0}, tau=0.0, learning_rate=2.5e-4, decay="constant_with_warmup"
+    ),
     "sppo": Setting(method={"name": "sppo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
     "onpo": Setting(method={"name": "onpo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
     "online_dpo": Setting(method={"name": "online_dpo", "beta": 1.0}),
@@ -163,7 +167,7 @@ def arguments(folder: str, setting: Setting, **changes: Any) -> AlignmentArgumen
         "max_prompt_length": 32,
         "max_completion_length": 32,
         "learning_rate": setting.learning_rate,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": setting.decay,
         "warmup_steps": 20,
         "save_strategy": "no",
         "logging_strategy": "no",
