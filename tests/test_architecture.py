@@ -51,6 +51,7 @@ LAYERS = [
         "players",
         "loop",
         "ablation",
+        "budgets",
         "doctor",
         "report",
         "cli",

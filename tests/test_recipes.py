@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from alignment.config import load_recipe, recipes_folder, shipped_recipes
+from alignment.config.ablation import load_ablation
 from alignment.config.evaluation import load_evaluation_recipe
 from alignment.config.fitting import load_reward_recipe, load_sft_recipe
 from alignment.config.parsing import read_mapping
@@ -17,8 +18,13 @@ from alignment.config.parsing import read_mapping
 FOLDER = recipes_folder()
 RECIPES = [path.as_posix() for path in shipped_recipes()]
 # Folders of commands; all others are methods, or hold methods.
-COMMANDS = {"sft": load_sft_recipe, "reward": load_reward_recipe, "evaluation": load_evaluation_recipe}
-VERBS = {"evaluation": "evaluate"}
+COMMANDS = {
+    "sft": load_sft_recipe,
+    "reward": load_reward_recipe,
+    "evaluation": load_evaluation_recipe,
+    "ablations": load_ablation,
+}
+VERBS = {"evaluation": "evaluate", "ablations": "ablate"}
 OF_METHODS = [name for name in RECIPES if name.partition("/")[0] not in COMMANDS]
 VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES", "PROMPTS", "JUDGE")
 

@@ -544,14 +544,23 @@ _SOURCE_KEYS = ("preferences", "prompts", "demonstrations")
 
 def plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped data block without what nothing reads, sources first, and one source as a block, not a list of one."""
-    sources = {key: list(data[key]) for key in _SOURCE_KEYS if key in data}
+    sources = {key: [_plain_source(source) for source in data[key]] for key in _SOURCE_KEYS if key in data}
     unread = {*sources, *({"eval_fraction"} if "evaluation" in data else ())}
     if not any("weight" in source for listed in sources.values() for source in listed):
         unread.add("mixing")
     rest = {key: value for key, value in data.items() if key not in unread}
+    if "evaluation" in rest:
+        rest["evaluation"] = _plain_source(rest["evaluation"])
     if rest.get("duplicates", {}).get("remove") == "exact":
         rest["duplicates"] = {"remove": "exact"}
     return {key: listed[0] if len(listed) == 1 else listed for key, listed in sources.items()} | rest
+
+
+def _plain_source(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rows of the text game are what they are: an address takes no other key."""
+    if not source["path"][0].startswith("textgame://"):
+        return source
+    return {key: value for key, value in source.items() if key in ("path", "limit", "weight")}
 
 
 def _plain(value: Any) -> Any:
