@@ -6,14 +6,9 @@ the ledger when they arrive; and ``manifest.json`` says what all of it was made 
 Shape letters: ``P`` prompts, ``G`` answers to a prompt, ``K`` members of a panel, ``N`` questions.
 """
 
-import dataclasses
-import gc
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,39 +16,30 @@ from typing import Any
 import numpy as np
 import torch
 
-import alignment
-from alignment.artefacts import Artefact
+from alignment.answering import Player, Progress, find_player, written_answers
 from alignment.config import DataSource
-from alignment.config.evaluation import AnswererSpec, EvaluationRecipe, LengthControlSpec
-from alignment.data import EncodedRow, encode_rows, stop_token_ids
-from alignment.data.rows import describe_skipped
+from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec
 from alignment.errors import UserError
 from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
+from alignment.evaluation.certificates import Exploited
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
-from alignment.evaluation.manifests import fingerprint, freeze_manifest, read_manifest, write_json
+from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
+from alignment.exploitation import check_unseen, find_certificate
 from alignment.folders import oracle_accounts
-from alignment.generation import build_engine
 from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
-from alignment.policies import CausalLMPolicy
 from alignment.preparation import read_source
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
-from alignment.rounds import answer_prompts
-from alignment.sample import Answered, model_outputs
 from alignment.textgame import is_address
-from alignment.trained import TrainedModel, find_model
+from alignment.trained import find_model, run_data
 from alignment.types import Oracle
 
 Announce = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 RESULTS = "results.json"
-_PACKAGES = ("torch", "transformers", "tokenizers")
-# Prompts between two writes; an engine that fills its own batches is given more at once.
-_CHUNK = {"transformers": 8, "vllm": 256}
 # Pairs of answers between two movements of the bar.
 _ASKED_AT_ONCE = 64
 # What is kept of the scorer's figures: the rest is said already.
@@ -79,6 +65,7 @@ class Evaluated:
         manifest: a hash of what made the figures.
         cells: of each policy against each opponent.
         comparisons: of two policies against the same opponent, paired.
+        certificates: lower bounds on exploitabilities.
         notes: what a reader of the figures must know.
     """
 
@@ -86,6 +73,7 @@ class Evaluated:
     manifest: str
     cells: tuple[Cell, ...]
     comparisons: tuple[PairedComparison, ...]
+    certificates: tuple[Exploited, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +82,7 @@ class Evaluated:
             "manifest": self.manifest,
             "cells": [found.to_json() for found in self.cells],
             "comparisons": [found.to_json() for found in self.comparisons],
+            "certificates": [found.to_json() for found in self.certificates],
             "notes": list(self.notes),
         }
 
@@ -113,10 +102,16 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
     folder = Path(recipe.output_dir)
     prompts = _read_prompts(recipe, announce)
     _check_length_control(recipe, prompts)
-    players = [_Player.find(name, spec, prompts) for name, spec in recipe.policies.items()]
-    freeze_manifest(folder, _manifest(recipe, prompts, players))
+    players = {
+        name: find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
+        for name, spec in recipe.policies.items()
+    }
+    unknown = check_unseen(recipe, players, prompts)
+    freeze_manifest(folder, _manifest(recipe, prompts, list(players.values())))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    answers = {player.name: _answers(player, recipe, prompts, folder, progress) for player in players}
+    # Those that nobody meets draw answers for certificates only.
+    met = players if recipe.opponents else {}
+    answers = {name: _answers(player, recipe, prompts, folder, progress) for name, player in met.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with oracle_accounts(folder) as accounts:
         # Kept unless the recipe says otherwise: what a local model said takes time, too.
@@ -129,6 +124,10 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
             for name in recipe.policies
             if name != opponent
         )
+        certificates = tuple(
+            find_certificate(spec, recipe, players, prompts, list(members.values()), progress)
+            for spec in recipe.certificates
+        )
         freeze_manifest(folder, {"cost": accounts.summary()})
     cells = tuple(_cell(match, recipe, prompts, folder, progress) for match in matches)
     manifest = read_manifest(folder)
@@ -137,7 +136,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         manifest=fingerprint(manifest),
         cells=cells,
         comparisons=paired_comparisons(matches),
-        notes=tuple(_notes(recipe, prompts, cells)),
+        certificates=certificates,
+        notes=(*_notes(recipe, prompts, answers, cells), *unknown),
     )
     write_json(folder / RESULTS, evaluated.to_json())
     page = evaluation_page(
@@ -145,6 +145,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         cells,
         evaluated.comparisons,
         matches,
+        certificates,
         prompts=prompts.texts,
         notes=evaluated.notes,
         manifest=json.dumps(manifest, indent=1, ensure_ascii=False),
@@ -155,6 +156,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
 
 def _read_prompts(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
     spec = recipe.prompts
+    if spec.path is None:
+        return _held_out(recipe, announce)
     # The text game says itself what its prompts are.
     is_role_read = not is_address(spec.path) or "prompt_role" in spec.model_fields_set
     role: dict[str, Any] = {"prompt_role": spec.prompt_role} if is_role_read else {}
@@ -170,14 +173,26 @@ def _read_prompts(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
     return prompts
 
 
+def _held_out(recipe: EvaluationRecipe, announce: Announce) -> PromptSet:
+    run = recipe.prompts.held_out
+    assert run is not None
+    rows = run_data(find_model(run)).evaluation
+    if not rows:
+        raise UserError(f"prompts.held_out: expected a run that holds out prompts, found none in {run}")
+    prompts = make_prompt_set(rows, limit=recipe.prompts.limit)
+    announce(f"prompts: {len(prompts.rows):,} that {run} held out")
+    return prompts
+
+
 def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
     spec = recipe.length_control
     if spec is None:
         return
-    if is_address(recipe.prompts.path):
+    path = recipe.prompts.path
+    if path is None or is_address(path):
         raise UserError(
-            f"length_control: expected a file of instructions in prompts.path, found {recipe.prompts.path}; leave "
-            "length_control out"
+            "length_control: expected a file of instructions in prompts.path, found "
+            f"{path or recipe.prompts.held_out}; leave length_control out"
         )
     if spec.c is None and len(prompts.rows) < 5:
         raise UserError(
@@ -185,7 +200,7 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
             "length_control.c, or leave length_control out"
         )
     # Read before anybody is asked: the scorer would refuse them at the end.
-    number = read_instructions(Path(recipe.prompts.path))
+    number = read_instructions(Path(path))
     difficult = set(read_difficulty(Path(spec.difficulty)).ids_I)
     if spec.regularizer is not None:
         read_regularizer(Path(spec.regularizer))
@@ -197,61 +212,25 @@ def _check_length_control(recipe: EvaluationRecipe, prompts: PromptSet) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Player:
-    """A policy: a model that is found and not loaded, or answers that are read.
-
-    Attributes:
-        name: in the recipe.
-        identity: what decides its answers, besides prompts and decoding.
-        model: who answers; ``None`` where the answers are given.
-        given: the answers of a file.
-    """
-
-    name: str
-    identity: Mapping[str, Any]
-    model: TrainedModel | None = None
-    given: tuple[str, ...] = ()
-
-    @classmethod
-    def find(cls, name: str, spec: AnswererSpec, prompts: PromptSet) -> "_Player":
-        if spec.outputs is not None:
-            given = read_outputs(Path(spec.outputs), prompts)
-            return cls(name=name, identity={"outputs": spec.outputs, "version": _digest(given)}, given=given)
-        assert spec.run is not None
-        model = find_model(spec.run, checkpoint=spec.checkpoint)
-        template = model.tokenizer.chat_template
-        identity = {
-            **spec.model_dump(exclude_none=True),
-            "version": model.version(),
-            "chat_template": None if template is None else _digest(template),
-        }
-        return cls(name=name, identity=identity, model=model)
-
-
-def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[_Player]) -> dict[str, Any]:
+def _manifest(recipe: EvaluationRecipe, prompts: PromptSet, players: Sequence[Player]) -> dict[str, Any]:
     """What decides the figures, as far as it is known before anybody is asked."""
     files = {} if recipe.length_control is None else _length_control_identity(recipe.length_control)
-    packages = (*_PACKAGES, *(("vllm",) if recipe.sampling is not None and recipe.sampling.engine == "vllm" else ()))
     return {
         "prompts": {
             **recipe.prompts.model_dump(exclude_none=True),
             "num_prompts": len(prompts.rows),
             "sha256": prompts.digest,
-            "categories": _digest(prompts.categories),
+            "categories": digest(prompts.categories),
         },
         "policies": {player.name: player.identity for player in players},
         "opponents": recipe.opponents,
+        "certificates": [spec.model_dump() for spec in recipe.certificates],
         "sampling": None if recipe.sampling is None else recipe.sampling.model_dump(),
         "oracle": deciding_keys(recipe.oracle),
         "order": "both, averaged" if recipe.oracle.get("symmetrize", True) else "one, by a hash of the question",
         "length_control": files,
         "seed": recipe.seed,
-        "versions": {
-            "python": platform.python_version(),
-            "alignment": alignment.__version__,
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "versions": versions(*recipe.engine_packages),
     }
 
 
@@ -261,115 +240,11 @@ def _length_control_identity(spec: LengthControlSpec) -> dict[str, Any]:
     return {**hashes, "c": spec.c, "bootstrap": spec.bootstrap}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _answers(
-    player: _Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress
-) -> Answers:
-    """G answers to each prompt, from the file that holds them or from the model."""
-    sampling = None if player.model is None or recipe.sampling is None else recipe.sampling.model_dump()
-    made_by = {"policy": player.identity, "prompts": prompts.digest, "sampling": sampling, "seed": recipe.seed}
-    artefact = Artefact(folder / "outputs" / f"{player.name}.json", made_by)
-    if artefact.is_finished():
-        texts = [item["output"] for item in json.loads(artefact.path.read_text(encoding="utf-8"))]
-        groups = [texts[start :: len(prompts.rows)] for start in range(len(prompts.rows))]
-    elif player.model is None:
-        groups = [[text] for text in player.given]
-    else:
-        groups = _sample(player.name, player.model, recipe, prompts, artefact, progress)
-    if not artefact.is_finished():
-        # Round by round, so that the first ones are a whole set of answers.
-        answered = [
-            Answered(prompt=prompt, answers=(group[g],))
-            for g in range(len(groups[0]))
-            for prompt, group in zip(prompts.texts, groups, strict=True)
-        ]
-        write_json(artefact.path, model_outputs(answered, player.name))
-        artefact.finish()
-        _partial(artefact).unlink(missing_ok=True)
-    # A file has one answer to a prompt; it meets each of the others.
-    repeated = recipe.num_completions // len(groups[0])
-    return [list(group) * repeated for group in groups]
-
-
-def _sample(
-    name: str,
-    model: TrainedModel,
-    recipe: EvaluationRecipe,
-    prompts: PromptSet,
-    artefact: Artefact,
-    progress: Progress,
-) -> list[list[str]]:
-    """Answers of a model, chunk by chunk; those of a process that was killed are taken up."""
-    assert recipe.sampling is not None
-    spec = recipe.sampling
-    rows = _encode(name, model, prompts)
-    size = _CHUNK[spec.engine]
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    generator = torch.Generator().manual_seed(recipe.seed)
-    seeds = torch.randint(2**31, (len(chunks),), generator=generator).tolist()
-    partial = _partial(artefact)
-    done = _read_partial(partial)
-    what = f"answers of {name}"
-    if len(done) < len(chunks):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        rank = None if model.adapter is None else int(model.adapter["r"])
-        with closing(build_engine(spec.engine, None, model.tokenizer, lora_rank=rank)) as engine:
-            policy = CausalLMPolicy(
-                model.load().to(device),
-                model.tokenizer,
-                stop_token_ids=stop_token_ids(model.tokenizer),
-                temperature=spec.temperature,
-                max_new_tokens=spec.max_new_tokens,
-                engine=engine,
-            )
-            for number in range(len(done), len(chunks)):
-                progress(what, number * size, len(rows))
-                answered = answer_prompts(
-                    policy,
-                    chunks[number],
-                    num_completions=spec.num_completions,
-                    batch_size=size,
-                    seed=seeds[number],
-                )
-                done.append([list(item.row.responses) for item in answered])
-                with partial.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-            del policy
-        # One model in memory at a time.
-        gc.collect()
-        torch.cuda.empty_cache()
-    progress(what, len(rows), len(rows))
-    return [group for chunk in done for group in chunk]
-
-
-def _partial(artefact: Artefact) -> Path:
-    """Where chunks stand until all are answered, under a hash of what decides them."""
-    return artefact.path.with_name(f"{artefact.path.stem}.{artefact.fingerprint[:16]}.partial.jsonl")
-
-
-def _read_partial(path: Path) -> list[list[list[str]]]:
-    """Chunks that were answered; a line that was torn when the process was killed is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole), encoding="utf-8")
-    return [json.loads(line) for line in whole]
-
-
-def _encode(name: str, model: TrainedModel, prompts: PromptSet) -> tuple[EncodedRow, ...]:
-    bare = [dataclasses.replace(row, responses=(), comparisons=(), scores=None, panel=()) for row in prompts.rows]
-    longest = model.tokenizer.model_max_length
-    result = encode_rows(bare, model.tokenizer, max_prompt_length=longest, max_completion_length=1)
-    if result.skipped:
-        raise UserError(
-            f"policies.{name}: expected prompts that the model can read, {describe_skipped(result.skipped)}; every "
-            "policy must answer the same prompts: leave these out of the file"
-        )
-    return result.rows
+def _answers(player: Player, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Answers:
+    """G answers to each prompt. A file has one, which meets each of the others."""
+    path = folder / "outputs" / f"{player.name}.json"
+    groups = written_answers(player, prompts, recipe.sampling, path, seed=recipe.seed, progress=progress)
+    return [group * (recipe.num_completions // len(group)) for group in groups]
 
 
 def _members(oracle: Oracle) -> dict[str, Oracle]:
@@ -439,7 +314,7 @@ def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Pa
     )
     write_json(path, rows)
     spec = recipe.length_control
-    if spec is None:
+    if spec is None or recipe.prompts.path is None:
         return cell(match)
     options = scoring.Options(
         difficulty=Path(spec.difficulty),
@@ -459,8 +334,10 @@ def _judge_name(oracle: Mapping[str, Any]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _notes(recipe: EvaluationRecipe, prompts: PromptSet, cells: Sequence[Cell]) -> Iterator[str]:
-    if recipe.length_control is None:
+def _notes(
+    recipe: EvaluationRecipe, prompts: PromptSet, answers: Mapping[str, Answers], cells: Sequence[Cell]
+) -> Iterator[str]:
+    if recipe.length_control is None and cells:
         yield (
             "no length-controlled win rate: it needs the difficulties of the instructions (length_control.difficulty); "
             "average lengths stand beside the rates"
@@ -469,6 +346,10 @@ def _notes(recipe: EvaluationRecipe, prompts: PromptSet, cells: Sequence[Cell]) 
         yield "one prompt says nothing about others: its interval is the whole range"
     if len(prompts.rows) < len(prompts.known):
         yield f"the first {len(prompts.rows):,} of {len(prompts.known):,} prompts, not the whole set"
+    for name, groups in answers.items():
+        empty = sum(not text.strip() for group in groups for text in group)
+        if empty:
+            yield f"{name}: {empty:,} of {sum(map(len, groups)):,} answers have no text"
     for found in cells:
         said = f"{found.policy} vs {found.opponent}"
         if found.n_unparsable:

@@ -61,7 +61,8 @@ def read_source(source: DataSource) -> ReadResult:
     """Read what a source of a recipe names: its keys are the options of :func:`alignment.data.read_rows`."""
     if not any(is_address(path) for path in source.path):
         return read_rows(source.path, **source.model_dump(exclude={"path", "weight"}))
-    unread = sorted(source.model_fields_set - {"path", "weight", "limit"})
+    # A resolved recipe says defaults, too.
+    unread = sorted(source.model_dump(exclude_defaults=True).keys() - {"path", "weight", "limit"})
     if len(source.path) > 1 or unread:
         found = f"{len(source.path)} paths" if len(source.path) > 1 else f"also {', '.join(unread)}"
         raise UserError(f"data: expected {source.path[0]} by itself, with limit or weight at most, got {found}")

@@ -13,9 +13,9 @@ from alignment.data import RAW_TEXT, EncodedRow, Row, Turn, encode_rows, prompt_
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
-from alignment.preparation import prepare_data, read_source
+from alignment.preparation import read_source
 from alignment.rounds import answer_prompts
-from alignment.trained import TrainedModel
+from alignment.trained import TrainedModel, run_data
 
 Announce = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -176,7 +176,7 @@ def _rows(model: TrainedModel, prompts: Prompts, announce: Announce) -> tuple[Ro
         )
     if model.recipe is None:
         raise UserError(f"{model.source}: no recipe names held-out prompts; give --prompt or --prompts")
-    held_out = _distinct(prepare_data(model.recipe.data, seed=model.recipe.seed, announce=lambda line: None).evaluation)
+    held_out = _distinct(run_data(model).evaluation)
     if not held_out:
         raise UserError(f"{model.run}: the run holds out no prompts; give --prompt or --prompts")
     limit = _NUM_SHOWN if prompts.limit is None else prompts.limit

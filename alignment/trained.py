@@ -17,6 +17,7 @@ from alignment.config.fitting import SFTRecipe
 from alignment.config.schema import without_nulls
 from alignment.errors import UserError
 from alignment.models import load_causal_model, load_policy
+from alignment.preparation import PreparedData, prepare_data
 from alignment.textgame import is_address, resolve_model
 
 _PARTS = ("final", "model")
@@ -145,6 +146,17 @@ def find_model(name: str, *, checkpoint: int | None = None) -> TrainedModel:
     has_own = adapter is None or folder is None or (folder / "tokenizer_config.json").exists()
     tokenizer = _tokenizer(source if has_own else _base_name(source, adapter))
     return TrainedModel(source=source, name=label, tokenizer=tokenizer, adapter=adapter, recipe=recipe, run=run)
+
+
+def run_data(model: TrainedModel) -> PreparedData:
+    """The rows that a run was trained on, and those that it held out, read again by its recipe.
+
+    Raises:
+        UserError: if no recipe says them, or they cannot be read any more.
+    """
+    if model.recipe is None:
+        raise UserError(f"{model.source}: expected a run with a recipe.yaml, which says its prompts, found none")
+    return prepare_data(model.recipe.data, seed=model.recipe.seed, announce=lambda line: None)
 
 
 def _model_folder(path: Path, checkpoint: int | None) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from alignment.evaluate import Evaluated
     from alignment.evaluation.scoring import Scored
     from alignment.evaluation.win_matrix import Ranked
+    from alignment.mt_bench import MTBenchResult
     from alignment.report import ComparisonRow
     from alignment.report.blocks import Sample
 
@@ -34,20 +36,30 @@ def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None, as_jso
     from alignment.telemetry import silence_telemetry
 
     silence_telemetry()
-    from alignment.config.evaluation import load_evaluation_recipe
+    from alignment.config.evaluation import MTBenchRecipe, load_evaluation_recipe
 
     loaded = load_evaluation_recipe(recipe, overrides or ())
     print_notes(loaded.notes)
-    from alignment import evaluate as command
-
+    found: Evaluated | MTBenchResult
     with progress_bar() as progress:
-        found = command.evaluate(
-            loaded.recipe, announce=lambda line: typer.echo(line, err=True), progress=bars(progress)
-        )
+        if isinstance(loaded.recipe, MTBenchRecipe):
+            from alignment.mt_bench import evaluate_mt_bench
+
+            found = evaluate_mt_bench(loaded.recipe, progress=bars(progress))
+            show = partial(_print_mt_bench, found)
+        else:
+            from alignment import evaluate as command
+
+            found = command.evaluate(
+                loaded.recipe, announce=lambda line: typer.echo(line, err=True), progress=bars(progress)
+            )
+            show = partial(_print_evaluation, found)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        _print_evaluation(found)
+        show()
+        for note in found.notes:
+            typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {found.folder}", err=True)
 
 
@@ -63,14 +75,27 @@ def _print_evaluation(found: "Evaluated") -> None:
         counts = map(str, (cell.n_wins, cell.n_wins_base, cell.n_draws, cell.n_unparsable))
         rates = (cell.win_rate.describe(100, 1), cell.discrete_win_rate.describe(100, 1))
         table.add_row(cell.policy, cell.opponent, *rates, *counts, lengths, _shown(controlled))
-    console.print(table, markup=False)
+    if found.cells:
+        console.print(table, markup=False)
     for pair in found.comparisons:
         typer.echo(
             f"{pair.first} - {pair.second} against {pair.opponent}: {pair.difference.describe(100, 1)} points, "
             f"p {_shown(pair.p_value)}"
         )
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+    for certificate in found.certificates:
+        console.print(certificate.sentence, soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_mt_bench(found: "MTBenchResult") -> None:
+    from rich.table import Table
+
+    from alignment.report.mt_bench import grade_tables, win_tables
+
+    for block in (*grade_tables(found.graded), *win_tables(found.compared)):
+        table = Table(*block.columns, box=None, pad_edge=False)
+        for row in block.rows:
+            table.add_row(*(f"{cell:.0f}" if isinstance(cell, float) else cell or "-" for cell in row))
+        print_plain(table)
 
 
 @app.command()

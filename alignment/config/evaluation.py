@@ -13,31 +13,43 @@ from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
 from alignment.config.schema import AnsweringSpec, Block, schema_keys, without_nulls
 from alignment.errors import UserError
+from alignment.generation.options import ServerOptions
 from alignment.oracles import check_oracle
+from alignment.oracles.endpoint import EndpointSpec, check_client
+from alignment.oracles.templates import SINGLE, read_template
 
 _NAME = re.compile(r"\w[\w.-]*")
 
 
 class AnswererSpec(Block):
-    """Who answers: a model that samples here, or a file of answers.
+    """Who answers: a model that samples here, one that a server has, or a file of answers.
 
     Attributes:
         run: a run folder, the folder of a model, a name on the Hub, or ``textgame://model``.
         checkpoint: of a run folder, in place of its final model.
+        server: where a model is, and what it is called there.
         outputs: AlpacaEval's ``model_outputs.json``, or any file of ``instruction`` and ``output``.
     """
 
     run: str | None = Field(default=None, min_length=1)
     checkpoint: int | None = Field(default=None, ge=0)
+    server: ServerOptions | None = None
     outputs: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.run is None) == (self.outputs is None):
-            raise ValueError(f"expected run or outputs, got {'neither' if self.run is None else 'both'}")
+        sources = {"run": self.run, "server": self.server, "outputs": self.outputs}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of run, server and outputs, got {' and '.join(given) or 'none'}")
         if self.checkpoint is not None and self.run is None:
-            raise ValueError("expected checkpoint only with run, got it with outputs")
+            raise ValueError(f"expected checkpoint only with run, got it with {given[0]}")
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is a model."""
+        return self.outputs is None
 
 
 class PromptsSpec(Block):
@@ -45,25 +57,28 @@ class PromptsSpec(Block):
 
     Attributes:
         path: a file of any shape that recipes read, or ``textgame://prompts``.
+        held_out: a run, in place of a file: the prompts that it held out.
         set: the benchmark that the file is: it must have all its prompts, and its categories are known.
         prompt_role: what a prompt given as a string is: a turn of a conversation, or raw text.
         category: the column of a prompt's category; ``None`` for that of the set.
         limit: only the first so many.
     """
 
-    path: str = Field(min_length=1)
+    path: str | None = Field(default=None, min_length=1)
+    held_out: str | None = Field(default=None, min_length=1)
+    # The last one has a recipe of its own, and stands here for whoever misspells it.
     set: Literal["alpaca_eval", "arena_hard_v0.1", "arena_hard_v2.0", "mt_bench"] | None = None
     prompt_role: Literal["text", "user"] = "user"
     category: str | None = None
     limit: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _one_turn(self) -> Self:
-        if self.set == "mt_bench":
-            raise ValueError(
-                "expected a set of single questions, got mt_bench, whose second turn asks about the first answer: that "
-                "is not answered here yet; score judgements that exist with `alignment score mt_bench`"
-            )
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.held_out is None):
+            raise ValueError(f"expected path or held_out, got {'neither' if self.path is None else 'both'}")
+        unread = sorted(self.model_fields_set & {"set", "prompt_role", "category"})
+        if self.held_out is not None and unread:
+            raise ValueError(f"expected {unread[0]} only with path, got it with held_out; nothing would read it")
         return self
 
 
@@ -74,7 +89,7 @@ class DecodingSpec(AnsweringSpec):
         temperature: 0 takes the likeliest token at each step.
         max_new_tokens: the longest answer.
         num_completions: answers to a prompt.
-        engine: who draws the tokens.
+        engine: who draws the tokens of a model that samples here.
     """
 
     temperature: float = Field(ge=0, allow_inf_nan=False)
@@ -98,15 +113,49 @@ class LengthControlSpec(Block):
     bootstrap: int = Field(default=200, ge=2)
 
 
-class EvaluationRecipe(Block):
-    """A whole evaluation. Every policy meets every opponent but itself; opponents are policies, too."""
+class CertificateSpec(Block):
+    """A lower bound on how far a policy can be exploited, by an adversary that answers the same prompts.
 
-    policies: dict[str, AnswererSpec] = Field(min_length=2)
-    opponents: list[str] = Field(min_length=1)
-    prompts: PromptsSpec
-    oracle: dict[str, Any]
+    Attributes:
+        policy: whose exploitability it is; frozen.
+        adversary: who attacks it; ``None`` for the policy itself, by the best of its answers.
+        best_of: answers of the adversary to a prompt, of which one is chosen; ``None`` takes as many as of the policy
+            and chooses none.
+        num_answers: answers of the policy to a prompt, each of which meets all of the adversary's.
+    """
+
+    policy: str
+    adversary: str | None = None
+    best_of: int | None = Field(default=None, gt=1)
+    num_answers: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _somebody_attacks(self) -> Self:
+        if self.adversary is None and self.best_of is None:
+            raise ValueError("expected an adversary or best_of, got neither")
+        if self.adversary == self.policy:
+            raise ValueError(f"expected another adversary than {self.policy}; leave it out for the best of its own")
+        if self.best_of is not None and self.num_answers < 2:
+            raise ValueError("expected num_answers: 2 at least with best_of: one to choose by and one to count")
+        return self
+
+    @property
+    def attacker(self) -> str:
+        """Who attacks."""
+        return self.adversary or self.policy
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers of the adversary to a prompt."""
+        return self.best_of or self.num_answers
+
+
+class AnsweringRecipe(Block):
+    """What all evaluations have: who answers, whom they meet, and how models answer."""
+
+    policies: dict[str, AnswererSpec] = Field(min_length=1)
+    opponents: list[str] = Field(default=[])
     sampling: DecodingSpec | None = None
-    length_control: LengthControlSpec | None = None
     output_dir: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
 
@@ -121,14 +170,59 @@ class EvaluationRecipe(Block):
             raise ValueError(f"opponents: expected names among {', '.join(self.policies)}, got {unknown[0]!r}")
         if len(set(self.opponents)) < len(self.opponents):
             raise ValueError(f"opponents: expected each once, got {', '.join(self.opponents)}")
+        if self.opponents and len(self.policies) < 2:
+            raise ValueError(f"policies: expected another one than the opponent {self.opponents[0]}, got none")
         return self
 
     @model_validator(mode="after")
     def _sampling_is_read(self) -> Self:
-        samples = any(spec.run is not None for spec in self.policies.values())
+        samples = any(spec.samples for spec in self.policies.values())
         if samples != (self.sampling is not None):
             found = "none" if samples else "it with files of answers only"
-            raise ValueError(f"expected sampling where a policy has a run, and only there, got {found}")
+            raise ValueError(f"expected sampling where a policy has a run or a server, and only there, got {found}")
+        return self
+
+    @property
+    def num_completions(self) -> int:
+        """Answers to a prompt."""
+        return 1 if self.sampling is None else self.sampling.num_completions
+
+    @property
+    def engine_packages(self) -> tuple[str, ...]:
+        """What draws answers besides the packages that are always there."""
+        return ("vllm",) if self.sampling is not None and self.sampling.engine == "vllm" else ()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML that reads back to an equal one."""
+        return dump_yaml(self.model_dump(mode="json", exclude_none=True))
+
+
+class EvaluationRecipe(AnsweringRecipe):
+    """An evaluation by win rates. Every policy meets every opponent but itself; opponents are policies, too."""
+
+    prompts: PromptsSpec
+    oracle: dict[str, Any]
+    certificates: list[CertificateSpec] = Field(default=[])
+    length_control: LengthControlSpec | None = None
+
+    @model_validator(mode="after")
+    def _somebody_meets_somebody(self) -> Self:
+        if not self.opponents and not self.certificates:
+            raise ValueError("opponents: expected one of the policies at least, or certificates, got neither")
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_can_be_drawn(self) -> Self:
+        for spec in self.certificates:
+            unknown = [name for name in (spec.policy, spec.attacker) if name not in self.policies]
+            if unknown:
+                raise ValueError(f"certificates: expected names among {', '.join(self.policies)}, got {unknown[0]!r}")
+            if self.policies[spec.policy].outputs is not None and spec.num_answers > 1:
+                raise ValueError(f"certificates: expected num_answers: 1 of {spec.policy}, which is a file")
+            if self.policies[spec.attacker].outputs is not None and spec.best_of is not None:
+                raise ValueError(f"certificates: expected no best_of of {spec.attacker}, which is a file")
+            if self.sampling is not None and self.sampling.temperature == 0 and spec.num_answers > 1:
+                raise ValueError("certificates: expected a temperature above 0, at which answers differ, got 0")
         return self
 
     @model_validator(mode="after")
@@ -137,21 +231,85 @@ class EvaluationRecipe(Block):
             raise ValueError(f"expected one answer to a prompt with length_control, got {self.num_completions}")
         return self
 
-    @property
-    def num_completions(self) -> int:
-        """Answers to a prompt."""
-        return 1 if self.sampling is None else self.sampling.num_completions
-
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that reads back to an equal one."""
         return dump_yaml({**self.model_dump(mode="json", exclude_none=True), "oracle": dict(self.oracle)})
+
+
+class MTBenchPromptsSpec(Block):
+    """MT-Bench's questions.
+
+    Attributes:
+        path: FastChat's ``question.jsonl``.
+        set: the benchmark.
+        references: FastChat's ``reference_answer/gpt-4.jsonl``: the judge sees these answers to questions of math,
+            reasoning and coding.
+        limit: only the first so many.
+    """
+
+    path: str = Field(min_length=1)
+    set: Literal["mt_bench"]
+    references: str | None = Field(default=None, min_length=1)
+    limit: int | None = Field(default=None, gt=0)
+
+
+class MTBenchJudgeSpec(EndpointSpec):
+    """Who judges MT-Bench; the form of questions and replies is the benchmark's.
+
+    Attributes:
+        grade_template: file of the question for a grade, with ``{prompt}`` and ``{answer}``.
+        pair_template: file of the question about two models, with ``{prompt}``, ``{left}`` and ``{right}``.
+        max_tokens: of the reply.
+    """
+
+    grade_template: str | None = None
+    pair_template: str | None = None
+    max_tokens: int = Field(default=2048, gt=0)
+
+    def read_grade_template(self) -> str:
+        """The question for a grade."""
+        return read_template(self.grade_template, shipped="mt_bench_grade", placeholders=SINGLE)
+
+    def read_pair_template(self) -> str:
+        """The question about two models."""
+        return read_template(self.pair_template, shipped="mt_bench_pair")
+
+    def check(self) -> None:
+        """Raise what can be known before anybody is asked.
+
+        Raises:
+            UserError: for a template that cannot be read, and a client that is not installed.
+        """
+        self.read_grade_template()
+        self.read_pair_template()
+        check_client("judge")
+
+
+class MTBenchRecipe(AnsweringRecipe):
+    """MT-Bench: two turns, of which the second asks about the first answer.
+
+    Attributes:
+        grades: whether every answer is graded from 1 to 10; every policy is compared with every opponent as well.
+    """
+
+    prompts: MTBenchPromptsSpec
+    judge: MTBenchJudgeSpec
+    grades: bool = True
+
+    @model_validator(mode="after")
+    def _something_is_judged(self) -> Self:
+        if not self.grades and not self.opponents:
+            raise ValueError("expected grades: true or opponents, got neither: there is nothing to judge")
+        if self.num_completions > 1:
+            raise ValueError(f"sampling.num_completions: expected 1 for mt_bench, got {self.num_completions}")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEvaluation:
     """A checked recipe, and what the user should know about how it came about, one line each."""
 
-    recipe: EvaluationRecipe
+    recipe: EvaluationRecipe | MTBenchRecipe
     notes: tuple[str, ...]
 
 
@@ -166,17 +324,21 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> L
     if "method" in tree:
         raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
     problems = dict(composed.problems)
+    prompts = tree.get("prompts")
+    kind = MTBenchRecipe if isinstance(prompts, dict) and prompts.get("set") == "mt_bench" else EvaluationRecipe
     recipe = None
     try:
-        recipe = EvaluationRecipe.model_validate(tree)
+        recipe = kind.model_validate(tree)
     except ValidationError as error:
-        found = describe_problems(error, tree, known=tuple(schema_keys(EvaluationRecipe)))
+        found = describe_problems(error, tree, known=tuple(schema_keys(kind)))
         problems |= {key: line for key, line in found.items() if key not in problems}
     if isinstance(tree.get("oracle"), dict):
         try:
             check_oracle(tree["oracle"])
         except UserError as error:
             problems.setdefault("oracle", str(error))
+    if isinstance(recipe, MTBenchRecipe):
+        recipe.judge.check()
     if problems or recipe is None:
         raise UserError("\n".join(problems.values()))
     return LoadedEvaluation(recipe=recipe, notes=composed.notes)

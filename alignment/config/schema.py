@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from alignment.config.parsing import dump_yaml
-from alignment.generation.options import ServerOptions, VLLMOptions
+from alignment.generation.options import PolicyServerOptions, VLLMOptions
 from alignment.methods import build_method
 from alignment.types import Method, Needs
 
@@ -265,7 +265,7 @@ class SamplingSpec(Block):
     engine: Literal["transformers", "vllm", "openai", "enumerate"] = "transformers"
     continuous_batching: bool | None = None
     vllm: VLLMOptions | None = None
-    server: ServerOptions | None = None
+    server: PolicyServerOptions | None = None
     responses: list[str] | None = Field(default=None, min_length=2)
     opponent: OpponentSpec = OpponentSpec()
     top_k: int | None = Field(default=None, gt=0)
@@ -544,23 +544,14 @@ _SOURCE_KEYS = ("preferences", "prompts", "demonstrations")
 
 def plain_data(data: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped data block without what nothing reads, sources first, and one source as a block, not a list of one."""
-    sources = {key: [_plain_source(source) for source in data[key]] for key in _SOURCE_KEYS if key in data}
+    sources = {key: list(data[key]) for key in _SOURCE_KEYS if key in data}
     unread = {*sources, *({"eval_fraction"} if "evaluation" in data else ())}
     if not any("weight" in source for listed in sources.values() for source in listed):
         unread.add("mixing")
     rest = {key: value for key, value in data.items() if key not in unread}
-    if "evaluation" in rest:
-        rest["evaluation"] = _plain_source(rest["evaluation"])
     if rest.get("duplicates", {}).get("remove") == "exact":
         rest["duplicates"] = {"remove": "exact"}
     return {key: listed[0] if len(listed) == 1 else listed for key, listed in sources.items()} | rest
-
-
-def _plain_source(source: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rows of the text game are what they are: an address takes no other key."""
-    if not source["path"][0].startswith("textgame://"):
-        return source
-    return {key: value for key, value in source.items() if key in ("path", "limit", "weight")}
 
 
 def _plain(value: Any) -> Any:

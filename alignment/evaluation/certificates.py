@@ -15,12 +15,14 @@ Shape letters: ``P`` prompts, ``N`` candidates of a prompt, ``M`` answers of the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from alignment.errors import UserError
 from alignment.evaluation.intervals import LEVEL, Array, Estimate, ends
+from alignment.evaluation.matches import points
 from alignment.oracles import ask
 from alignment.types import Oracle
 
@@ -57,6 +59,49 @@ class Certificate:
             f"{self.exploitability.describe(100.0, 1)} points on {self.exploitability.num_prompts:,} prompts, "
             f"{self.num_judgements:,} judgements."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exploited:
+    """What an adversary has shown of a policy.
+
+    Attributes:
+        policy: whose exploitability it is.
+        adversary: who attacked it.
+        best_of: answers of the adversary to a prompt, of which one was chosen; ``None`` where none was.
+        num_answers: answers of the policy to a prompt.
+        training_verdicts: that the adversary's run was given; ``None`` where nothing says it.
+        certificate: the bound.
+    """
+
+    policy: str
+    adversary: str
+    best_of: int | None
+    num_answers: int
+    training_verdicts: int | None
+    certificate: Certificate
+
+    @property
+    def sentence(self) -> str:
+        """The bound, and what it was bought with."""
+        trained = ""
+        if self.training_verdicts is not None and self.adversary != self.policy:
+            trained = f" {self.adversary} was trained with {self.training_verdicts:,} verdicts."
+        return f"{self.policy}, attacked by {self.adversary}: {self.certificate.sentence}{trained}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, in points of 50."""
+        return {
+            "policy": self.policy,
+            "adversary": self.adversary,
+            "bound": 100.0 * self.certificate.bound,
+            **points(self.certificate.exploitability, "exploitability"),
+            "best_of": self.best_of,
+            "num_answers": self.num_answers,
+            "num_prompts": self.certificate.exploitability.num_prompts,
+            "num_judgements": self.certificate.num_judgements,
+            "training_verdicts": self.training_verdicts,
+        }
 
 
 def certify(wins_PNM: ArrayLike) -> Certificate:

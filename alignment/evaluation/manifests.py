@@ -1,12 +1,15 @@
 """What an evaluation was made by, so that two of them are compared only where that is the same."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import alignment
 from alignment.errors import UserError
 from alignment.values import differences
 
@@ -29,8 +32,12 @@ def compare_manifests(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
     """A hash of all that decides the numbers."""
-    deciding = {key: value for key, value in manifest.items() if key not in _FREE}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+    return digest({key: value for key, value in manifest.items() if key not in _FREE})
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def freeze_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -77,11 +84,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected JSON, found {error}; give another output_dir") from None
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python, of this package, and of others that decide an answer."""
+    ours = {"python": platform.python_version(), "alignment": alignment.__version__}
+    return ours | {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", *packages)
+    }
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole: a process that is killed leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of objects, a line each, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -7,8 +7,9 @@ Sources: 2306.05685 and the code of FastChat.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from alignment.errors import UserError
 from alignment.evaluation.intervals import mean_interval
@@ -79,6 +80,42 @@ class PairwiseScore:
     high: float
     n_questions: int
     n_dropped: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graded:
+    """A policy's grades, and those of each category."""
+
+    score: SingleScore
+    categories: Mapping[str, SingleScore]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        categories = [{"category": name, **_without_names(score)} for name, score in self.categories.items()]
+        return {**asdict(self.score), "categories": categories}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A policy's comparisons with an opponent, those of each turn, and of each category."""
+
+    opponent: str
+    score: PairwiseScore
+    turns: Mapping[str, PairwiseScore]
+    categories: Mapping[str, PairwiseScore]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; rates are in points."""
+        return {
+            "opponent": self.opponent,
+            **asdict(self.score),
+            "turns": [{"turn": int(turn), **_without_names(score)} for turn, score in self.turns.items()],
+            "categories": [{"category": name, **_without_names(score)} for name, score in self.categories.items()],
+        }
+
+
+def _without_names(score: SingleScore | PairwiseScore) -> dict[str, Any]:
+    return {key: value for key, value in asdict(score).items() if key not in ("model", "judge")}
 
 
 def single_scores(records: Sequence[Record]) -> tuple[SingleScore, ...]:
@@ -157,7 +194,7 @@ def pairwise_scores(records: Sequence[Record], *, baseline: str | None = None) -
         winners = [record.text(name) for name in ("g1_winner", "g2_winner")]
         for place, model in enumerate(pair):
             found = shares.setdefault((judge, model), [])
-            if not set(winners) <= set(_WINNERS):
+            if not is_judged(record):
                 dropped[judge, model] = dropped.get((judge, model), 0) + 1
             elif winners[0] != winners[1] or winners[0] == "tie":
                 found.append((question, 0.5))
@@ -190,6 +227,13 @@ def pairwise_scores(records: Sequence[Record], *, baseline: str | None = None) -
             )
         )
     return tuple(sorted(scores, key=lambda score: -score.win_rate_adjusted))
+
+
+def is_judged(record: Record) -> bool:
+    """Whether there is a grade, or a winner in both orders: whether it counts."""
+    if "g1_winner" not in record.values:
+        return _grade(record) is not None
+    return {record.text("g1_winner"), record.text("g2_winner")} <= set(_WINNERS)
 
 
 def parse_rating(judgment: str) -> float | None:

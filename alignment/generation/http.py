@@ -16,16 +16,27 @@ def connect(options: VLLMOptions | ServerOptions, base_url: str) -> "Connection"
     Raises:
         UserError: if the environment variable of the key is not set.
     """
-    key = "none"
-    if options.api_key_env is not None:
-        key = os.environ.get(options.api_key_env, "")
-        if not key:
-            raise UserError(
-                f"api_key_env: expected a key in the environment variable {options.api_key_env}, found none"
-            )
     return Connection(
-        base_url, key=key, concurrency=options.concurrency, retries=options.retries, timeout=options.timeout
+        base_url,
+        key=read_key(options),
+        concurrency=options.concurrency,
+        retries=options.retries,
+        timeout=options.timeout,
     )
+
+
+def read_key(options: VLLMOptions | ServerOptions) -> str:
+    """The key of a server.
+
+    Raises:
+        UserError: if its environment variable is not set.
+    """
+    if options.api_key_env is None:
+        return "none"
+    key = os.environ.get(options.api_key_env, "")
+    if not key:
+        raise UserError(f"api_key_env: expected a key in the environment variable {options.api_key_env}, found none")
+    return key
 
 
 class Connection:
@@ -51,6 +62,9 @@ class Connection:
     def complete(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The first choice of each request, in their order.
 
+        Args:
+            bodies: of chat completions where they hold ``messages``, else of completions.
+
         Raises:
             UserError: for the first request that failed for good; those that have not begun are not sent.
         """
@@ -63,7 +77,7 @@ class Connection:
 
     def _complete_one(self, body: dict[str, Any]) -> dict[str, Any]:
         for _ in range(self._retries + 1):
-            reply = self._post("/completions", body)
+            reply = self._post("/chat/completions" if "messages" in body else "/completions", body)
             choices = reply.get("choices") if isinstance(reply, dict) else None
             if isinstance(choices, list) and choices and isinstance(choices[0], dict):
                 return choices[0]

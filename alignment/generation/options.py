@@ -1,8 +1,9 @@
 """The keys of a recipe that belong to one engine. This module stays light: the config reads it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class _Options(BaseModel):
@@ -17,6 +18,19 @@ class TransformersOptions(_Options):
     """
 
     continuous_batching: bool = False
+
+
+def _checked_url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("expected a base_url such as https://host/v1")
+    if url.username or url.password:
+        raise ValueError("expected a base_url without a secret, which belongs into the variable api_key_env")
+    return text
+
+
+BaseURL = Annotated[str, AfterValidator(_checked_url)]
+"""The address of an API, up to the version."""
 
 
 class _HTTPOptions(_Options):
@@ -66,24 +80,32 @@ class VLLMOptions(_HTTPOptions):
 
 
 class ServerOptions(_HTTPOptions):
-    """Any OpenAI-compatible server.
+    """A model of any OpenAI-compatible server.
 
     Attributes:
         base_url: with ``/v1``.
         model: its name there.
         api_key_env: environment variable that holds the key; ``None`` for a server without one.
+    """
+
+    base_url: BaseURL
+    model: str = Field(min_length=1)
+
+
+class PolicyServerOptions(ServerOptions):
+    """A server that draws the answers of a policy in training.
+
+    Attributes:
         serves_policy: the user's word that the model is the policy at the start of the round.
     """
 
-    base_url: str
-    model: str
     serves_policy: bool = False
 
 
 ENGINES: dict[str, type[_Options] | None] = {
     "transformers": TransformersOptions,
     "vllm": VLLMOptions,
-    "openai": ServerOptions,
+    "openai": PolicyServerOptions,
     "enumerate": None,
 }
 """Name of an engine -> its options. ``enumerate`` draws nothing: rows carry all responses."""

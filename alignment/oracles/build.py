@@ -1,13 +1,11 @@
 """From a recipe's ``oracle:`` block to an oracle."""
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,8 +22,9 @@ from alignment.oracles.combine import (
     TiedOracle,
     VerdictOracle,
 )
+from alignment.oracles.endpoint import EndpointSpec, check_client
 from alignment.oracles.kept import KeptOracle, LocalAsker
-from alignment.oracles.ledger import Account, Accounts, Budget, Prices
+from alignment.oracles.ledger import Account, Accounts, Budget
 from alignment.oracles.matrix import MatrixOracle
 from alignment.oracles.models import (
     BradleyTerryOracle,
@@ -194,53 +193,29 @@ _READS = {"label": ("labels", "pattern"), "logprobs": ("labels", "top_logprobs")
 _REPLY_TOKENS = {"label": 16, "logprobs": 1, "arena_hard": 2048}
 
 
-class JudgeSpec(OracleSpec):
-    """A language model behind an OpenAI-compatible endpoint.
+class JudgeSpec(EndpointSpec, OracleSpec):
+    """A language model behind an OpenAI-compatible endpoint; ``template`` is a file.
 
     Attributes:
-        model: its name there.
-        base_url: of the API, up to the version.
-        api_key_env: the environment variable that holds the key; ``None`` for a server that needs none.
-        version: of the model, where its name does not say; another version is asked anew.
-        template: a file; ``None`` for the shipped one of the verdict.
+        template: ``None`` for the shipped one of the verdict.
         verdict: how the reply becomes a probability, see :mod:`alignment.oracles.verdicts`.
         labels: for left, right and, with ``verdict: label``, a tie.
         pattern: a regular expression that finds the label.
         top_logprobs: tokens whose log-probabilities are asked for.
         probabilities: of Arena-Hard's labels.
-        temperature: of the reply.
         max_tokens: of the reply; ``None`` for what the verdict needs.
-        timeout: seconds that a reply may take.
-        retries: how often a request that failed is sent again.
-        backoff: seconds before the first of them, doubled for each further one.
-        concurrency: requests at once.
-        prices: of a million tokens.
         unparsable: what becomes of a reply without a verdict: a counted tie, an error, or one more request and then a
             counted tie.
-        max_unparsable: the largest share of such replies; beyond it the run stops.
-        budget: what a run may spend.
     """
 
-    model: str = Field(min_length=1)
-    base_url: str
-    api_key_env: str | None = None
-    version: str | None = None
     template: str | None = None
     verdict: Literal["label", "logprobs", "arena_hard"] = "label"
     labels: list[str] = Field(default=["A", "B"], min_length=2, max_length=3)
     pattern: str | None = None
     top_logprobs: int = Field(default=5, ge=2, le=20)
     probabilities: dict[Literal["A>>B", "A>B", "A=B", "B>A", "B>>A"], float] | None = None
-    temperature: float = Field(default=0.0, ge=0, le=2)
     max_tokens: int | None = Field(default=None, gt=0)
-    timeout: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    retries: int = Field(default=5, ge=0)
-    backoff: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    concurrency: int = Field(default=8, gt=0, le=256)
-    prices: Prices | None = None
     unparsable: Literal["tie", "error", "retry"] = "tie"
-    max_unparsable: float = Field(default=0.1, ge=0, le=1)
-    budget: Budget | None = None
 
     @model_validator(mode="after")
     def _keys_fit_the_verdict(self) -> Self:
@@ -256,70 +231,27 @@ class JudgeSpec(OracleSpec):
         wrong = {label: p for label, p in (self.probabilities or {}).items() if not 0.0 <= p <= 1.0}
         if wrong:
             raise ValueError(f"expected probabilities in [0, 1], got {wrong}")
-        return self
-
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> Self:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("expected a base_url such as https://host/v1")
-        if url.username or url.password:
-            raise ValueError("expected a base_url without a secret, which belongs into the variable api_key_env")
         try:
             re.compile(self.pattern or "")
         except re.error as error:
             raise ValueError(f"expected a regular expression as pattern, got {self.pattern!r} ({error})") from None
-        if self.budget is not None and self.budget.money is not None and self.prices is None:
-            raise ValueError("expected prices with budget.money, got none: what a call costs would not be known")
         return self
 
     def check(self) -> None:
         read_template(self.template, shipped=_SHIPPED[self.verdict])
-        try:
-            importlib.import_module("openai")
-        except ImportError:
-            raise UserError(
-                "oracle.kind: 'judge' needs the openai client, which is not installed; pip install "
-                "'nash-alignment[judge]'"
-            ) from None
+        check_client("oracle.kind: 'judge'")
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
-        # It imports the client, which is an extra.
-        from alignment.oracles.judge import Judge, Patience, Request, connect
-
-        client, key = connect(self.base_url, api_key_env=self.api_key_env, timeout=self.timeout)
-        request = Request(
-            model=self.model,
+        oracle = self.open(
+            accounts,
             template=read_template(self.template, shipped=_SHIPPED[self.verdict]),
-            temperature=self.temperature,
             max_tokens=self.max_tokens or _REPLY_TOKENS[self.verdict],
-        )
-        account = accounts.open(
-            self._identity(request.template, request.max_tokens),
-            ledger=True if self.ledger is None else self.ledger,
-            budget=self.budget,
-        )
-        judge = Judge(
-            client,
-            request=request,
             reader=self._reader(),
-            account=account,
-            patience=Patience(
-                retries=self.retries,
-                backoff=self.backoff,
-                concurrency=self.concurrency,
-                second_try=self.unparsable == "retry",
-            ),
-            prices=self.prices,
-            key=key,
+            reads=self._reads(),
+            unparsable=self.unparsable,
+            ledger=True if self.ledger is None else self.ledger,
         )
-        oracle = KeptOracle(
-            judge,
-            account,
-            unparsable="error" if self.unparsable == "error" else "tie",
-            max_unparsable=self.max_unparsable,
-        )
-        return _ordered(oracle, self, account)
+        return _ordered(oracle, self, oracle.account)
 
     def _reader(self) -> Reader:
         match self.verdict:
@@ -334,14 +266,12 @@ class JudgeSpec(OracleSpec):
     def _probabilities(self) -> dict[str, float]:
         return {**ARENA_HARD, **{str(label): p for label, p in (self.probabilities or {}).items()}}
 
-    def _identity(self, template: str, max_tokens: int) -> dict[str, Any]:
-        """With all that decides a reply and how it is read, also where it is the default."""
-        decoding: dict[str, Any] = {"temperature": self.temperature, "max_tokens": max_tokens, "verdict": self.verdict}
-        decoding |= {key: value for key, value in self.model_dump(mode="json").items() if key in _READS[self.verdict]}
+    def _reads(self) -> dict[str, Any]:
+        """All that decides how a reply is read, also where it is the default."""
+        keys = {key: value for key, value in self.model_dump(mode="json").items() if key in _READS[self.verdict]}
         if self.verdict == "arena_hard":
-            decoding["probabilities"] = self._probabilities
-        named = {"kind": "judge", "model": self.model, "base_url": self.base_url, "version": self.version}
-        return {**named, "template": template, "decoding": decoding}
+            keys["probabilities"] = self._probabilities
+        return {"verdict": self.verdict, **keys}
 
 
 _SHIPPED = {"label": "pair", "logprobs": "pair", "arena_hard": "arena_hard"}

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 from alignment.errors import UserError
 from alignment.oracles.kept import Deliver
 from alignment.oracles.ledger import Account, Figures, Prices, Question, Verdict
-from alignment.oracles.templates import fill_template
+from alignment.oracles.templates import PAIR, fill_template
 from alignment.oracles.verdicts import Reader
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -34,15 +34,22 @@ class Request:
 
     Attributes:
         model: the model's name at the server.
-        template: with ``{prompt}``, ``{left}`` and ``{right}``.
+        template: of the question.
         temperature: of the reply.
         max_tokens: of the reply.
+        placeholders: of the template.
     """
 
     model: str
     template: str
     temperature: float
     max_tokens: int
+    placeholders: tuple[str, ...] = PAIR
+
+    def text(self, question: Question) -> str:
+        """What the judge reads."""
+        texts = [[text] for text in (question.prompt, *question.answers)]
+        return next(fill_template(self.template, *texts, placeholders=self.placeholders))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +140,7 @@ class Judge:
             raise failures[0]
 
     def _verdict(self, question: Question) -> Verdict:
-        (text,) = fill_template(self.request.template, [question.prompt], [question.left], [question.right])
+        text = self.request.text(question)
         verdict = self._read(self._send_until_answered(text))
         if verdict.probability is None and self.patience.second_try:
             verdict = self._read(self._send_until_answered(text))

@@ -1,6 +1,6 @@
 """An oracle whose verdicts are kept: asked once in a lifetime, and never beyond its budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -57,27 +57,39 @@ class KeptOracle:
             BudgetError: if what is not known yet would exceed the budget. What was answered is kept.
         """
         questions = [Question(*texts) for texts in zip(prompts, left, right, strict=True)]
-        keys = [None if question.left == question.right else self.account.key(question) for question in questions]
-        wanted = {key: question for key, question in zip(keys, questions, strict=True) if key is not None}
+        differing = [question for question in questions if question.left != question.right]
+        answers = iter([verdict.probability for verdict in self.verdicts(differing)])
+        probabilities = [next(answers) if question.left != question.right else 0.5 for question in questions]
+        return torch.tensor([0.5 if p is None else p for p in probabilities], dtype=torch.float64)
+
+    def verdicts(self, questions: Sequence[Question]) -> list[Verdict]:
+        """What the ledger holds on each question, or else what is answered now; equal questions are one.
+
+        Raises:
+            UserError: as :meth:`prefer`.
+            BudgetError: likewise.
+        """
+        keys = [self.account.key(question) for question in questions]
+        wanted = dict(zip(keys, questions, strict=True))
         found = self.account.find(list(wanted))
-        self._count({key: wanted[key] for key in found}, found, hits=len(found))
+        self._count(wanted, found, hits=len(found))
         missing = [(key, question) for key, question in wanted.items() if key not in found]
 
         def deliver(verdicts: Sequence[tuple[int, Verdict]]) -> None:
             self.account.store([(*missing[n], verdict) for n, verdict in verdicts])
-            arrived = {missing[n][0]: verdict.probability for n, verdict in verdicts}
+            arrived = {missing[n][0]: verdict for n, verdict in verdicts}
             found.update(arrived)
-            self._count({key: wanted[key] for key in arrived}, arrived, hits=0)
+            self._count(wanted, arrived, hits=0)
 
         if missing:
             self.asker.answer([question for _, question in missing], deliver)
-        answers = [0.5 if key is None else found[key] for key in keys]
-        return torch.tensor([0.5 if answer is None else answer for answer in answers], dtype=torch.float64)
+        return [found[key] for key in keys]
 
-    def _count(self, questions: dict[str, Question], answers: dict[str, float | None], *, hits: int) -> None:
-        unread = [questions[key] for key, probability in answers.items() if probability is None]
-        empty = sum(not (question.left and question.right) for question in questions.values())
-        self.account.add(Figures(questions=len(questions), hits=hits, unparsable=len(unread), empty=empty))
+    def _count(self, questions: Mapping[str, Question], answers: Mapping[str, Verdict], *, hits: int) -> None:
+        asked = [questions[key] for key in answers]
+        unread = [questions[key] for key, verdict in answers.items() if verdict.probability is None]
+        empty = sum("" in question.answers for question in asked)
+        self.account.add(Figures(questions=len(asked), hits=hits, unparsable=len(unread), empty=empty))
         if not unread:
             return
         if self.unparsable == "error":
@@ -109,13 +121,13 @@ class LocalAsker:
     def answer(self, questions: Sequence[Question], deliver: Deliver) -> None:
         """Deliver verdicts batch by batch."""
         # Texts of similar length waste little on padding.
-        order = sorted(range(len(questions)), key=lambda n: len(questions[n].left) + len(questions[n].right))
+        order = sorted(range(len(questions)), key=lambda n: sum(map(len, questions[n].answers)))
         for start in range(0, len(order), _AT_ONCE):
             places = order[start : start + _AT_ONCE]
             calls = Figures(calls=len(places))
             self.account.reserve(calls)
             try:
-                texts = [(questions[n].prompt, questions[n].left, questions[n].right) for n in places]
+                texts = [(questions[n].prompt, *questions[n].answers) for n in places]
                 # Checked first: what is no probability is not kept.
                 answers_N = answers_of(self.oracle, *zip(*texts, strict=True))
             finally:

@@ -145,11 +145,16 @@ _COUNTED = tuple(spec.name for spec in fields(Figures))
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which of two answers is better; ``left`` is shown first."""
+    """Which of two answers is better, ``left`` shown first; or how good ``left`` is, where there is no other."""
 
     prompt: str
     left: str
-    right: str
+    right: str | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """In the order shown."""
+        return (self.left,) if self.right is None else (self.left, self.right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ class Verdict:
     """An answer to a question.
 
     Attributes:
-        probability: that ``left`` wins; ``None`` where the reply could not be read.
+        probability: that ``left`` wins, or the grade of a single answer; ``None`` where the reply could not be read.
         reply: what the judge wrote, where it writes.
     """
 
@@ -209,19 +214,20 @@ class Ledger:
         self._execute("INSERT OR IGNORE INTO oracles VALUES (?, ?)", [oracle, identity])
         self._execute("INSERT OR IGNORE INTO spending (run, oracle) VALUES (?, ?)", [run, oracle])
 
-    def find(self, keys: Sequence[str]) -> dict[str, float | None]:
-        """Probabilities of the questions that were answered; ``None`` where the reply could not be read."""
-        found: dict[str, float | None] = {}
+    def find(self, keys: Sequence[str]) -> dict[str, Verdict]:
+        """Verdicts on the questions that were answered."""
+        found: dict[str, Verdict] = {}
         for start in range(0, len(keys), _KEYS_AT_ONCE):
             chunk = keys[start : start + _KEYS_AT_ONCE]
             marks = ", ".join("?" * len(chunk))
-            found |= self._execute(f"SELECT key, probability FROM verdicts WHERE key IN ({marks})", chunk)
+            rows = self._execute(f"SELECT key, probability, reply FROM verdicts WHERE key IN ({marks})", chunk)
+            found |= {key: Verdict(probability, reply) for key, probability, reply in rows}
         return found
 
     def store(self, oracle: str, answered: Sequence[tuple[str, Question, Verdict]]) -> None:
         """Keep verdicts by their keys. Of two processes that asked the same, the later one is kept."""
         rows = [
-            (key, oracle, str(question.prompt), question.left, question.right, verdict.probability, verdict.reply)
+            (key, oracle, str(question.prompt), question.left, question.right or "", verdict.probability, verdict.reply)
             for key, question, verdict in answered
         ]
         with self._lock, self._connection:
@@ -297,8 +303,8 @@ class Account:
         texts = [self.oracle, [["user", str(prompt)]] if turns is None else turns, question.left, question.right]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
-    def find(self, keys: Sequence[str]) -> dict[str, float | None]:
-        """What was answered before; ``None`` where the reply could not be read."""
+    def find(self, keys: Sequence[str]) -> dict[str, Verdict]:
+        """What was answered before."""
         return self.ledger.find(keys)
 
     def store(self, answered: Sequence[tuple[str, Question, Verdict]]) -> None:

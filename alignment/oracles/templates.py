@@ -1,4 +1,4 @@
-"""What a judge reads: a text with ``{prompt}``, ``{left}`` and ``{right}``, which are replaced literally.
+"""What a judge reads: a text whose placeholders are replaced literally.
 
 The texts that come with the package are files in ``prompts/``.
 """
@@ -8,16 +8,20 @@ from pathlib import Path
 
 from alignment.errors import UserError
 
-_PLACEHOLDERS = ("{prompt}", "{left}", "{right}")
+PAIR = ("{prompt}", "{left}", "{right}")
+"""Placeholders of a question about two answers."""
+SINGLE = ("{prompt}", "{answer}")
+"""Placeholders of a question about one."""
 _SHIPPED = Path(__file__).parent / "prompts"
 
 
-def read_template(path: str | None, *, shipped: str = "pair") -> str:
+def read_template(path: str | None, *, shipped: str = "pair", placeholders: Sequence[str] = PAIR) -> str:
     """A template, without the line break that ends its file.
 
     Args:
         path: a file; ``None`` for one that comes with the package.
         shipped: its name.
+        placeholders: that it holds.
 
     Raises:
         UserError: if there is no such file, or a placeholder is missing or repeated.
@@ -27,36 +31,41 @@ def read_template(path: str | None, *, shipped: str = "pair") -> str:
         template = file.read_text(encoding="utf-8").removesuffix("\n")
     except OSError as error:
         raise UserError(f"oracle.template: expected a file, got '{path}' ({error.strerror})") from None
-    check_template(template)
+    check_template(template, placeholders)
     return template
 
 
-def check_template(template: str) -> None:
+def check_template(template: str, placeholders: Sequence[str] = PAIR) -> None:
     """A template holds each placeholder once.
 
     Raises:
         UserError: if not.
     """
-    for name in _PLACEHOLDERS:
+    for name in placeholders:
         if template.count(name) != 1:
             raise UserError(f"oracle.template: expected {name} once, found it {template.count(name)} times")
 
 
-def fill_template(template: str, prompts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Iterator[str]:
+def fill_template(template: str, *texts: Sequence[str], placeholders: Sequence[str] = PAIR) -> Iterator[str]:
     """The text of each question; braces in an answer stay what they are.
+
+    Args:
+        template: with the placeholders.
+        texts: of each question, for each placeholder.
+        placeholders: of the template.
 
     Example:
         >>> list(fill_template("{left}|{prompt}|{right}", ["p {left}"], ["l"], ["r {prompt}"]))
         ['l|p {left}|r {prompt}']
     """
     # In pieces, so that what is filled in is not searched again.
-    order = sorted(_PLACEHOLDERS, key=template.index)
+    order = sorted(placeholders, key=template.index)
     pieces, rest = [], template
     for name in order:
         head, _, rest = rest.partition(name)
         pieces.append(head)
-    for values in zip(prompts, left, right, strict=True):
-        filled = dict(zip(_PLACEHOLDERS, values, strict=True))
+    for values in zip(*texts, strict=True):
+        filled = dict(zip(placeholders, values, strict=True))
         yield "".join(head + filled[name] for head, name in zip(pieces, order, strict=True)) + rest
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from alignment.evaluation.certificates import Exploited
 from alignment.evaluation.intervals import Estimate as Rate
 from alignment.evaluation.matches import Cell, Match, PairedComparison
 from alignment.report.blocks import (
@@ -30,6 +31,7 @@ def evaluation_page(
     cells: Sequence[Cell],
     comparisons: Sequence[PairedComparison],
     matches: Sequence[Match],
+    certificates: Sequence[Exploited],
     *,
     prompts: Sequence[str],
     notes: Sequence[str],
@@ -42,12 +44,15 @@ def evaluation_page(
         cells: figures of each policy against each opponent.
         comparisons: of two policies against the same opponent.
         matches: the answers and verdicts behind the cells, in their order.
+        certificates: lower bounds on exploitabilities.
         prompts: what was asked.
         notes: what a reader of the figures must know.
         manifest: what the figures were made by.
     """
     sections = [
-        Section(title="Win rates", blocks=[*_overview(cells), *(Note(text=note) for note in notes)]),
+        Section(title="Win rates", blocks=list(_overview(cells))),
+        Section(title="Exploitability", blocks=list(_bounds(certificates))),
+        Section(title="Notes", blocks=[Note(text=note) for note in notes]),
         Section(title="Policies compared", blocks=list(_comparisons(comparisons))),
         Section(title="Length", blocks=list(_lengths(cells))),
         Section(title="Categories and groups", blocks=list(_parts(cells))),
@@ -55,15 +60,18 @@ def evaluation_page(
         Section(title="Made by", blocks=[Code(title="manifest.json", text=manifest, folded=True)]),
     ]
     opponents = ", ".join(dict.fromkeys(found.opponent for found in cells))
+    against = f" against {opponents}" if cells else ""
     return Page(
         title=name,
         kind="Evaluation",
-        lead=f"{len(prompts):,} prompts against {opponents}; intervals of 95 %, the unit is the prompt",
+        lead=f"{len(prompts):,} prompts{against}; intervals of 95 %, the unit is the prompt",
         sections=[section for section in sections if section.blocks],
     )
 
 
 def _overview(cells: Sequence[Cell]) -> Iterator[Block]:
+    if not cells:
+        return
     best = max(cells, key=lambda found: found.win_rate.mean)
     yield Facts(
         facts=[
@@ -105,6 +113,45 @@ def _overview(cells: Sequence[Cell]) -> Iterator[Block]:
     )
 
 
+def _bounds(certificates: Sequence[Exploited]) -> Iterator[Block]:
+    if not certificates:
+        return
+    yield Bars(
+        title="Won from the policy, above one half",
+        groups=[(_attack(found), [_won(found)]) for found in certificates],
+        names=["exploitability"],
+        caption="What the adversary has shown: the policy's exploitability is not below it.",
+        end=0.5,
+    )
+    yield Table(
+        title="Lower bounds, points of 50",
+        columns=["policy", "adversary", "at least", "shown", "best of", "judgements", "training verdicts"],
+        rows=[
+            [
+                found.policy,
+                found.adversary,
+                100.0 * found.certificate.bound,
+                found.certificate.exploitability.describe(100, 1),
+                None if found.best_of is None else float(found.best_of),
+                float(found.certificate.num_judgements),
+                None if found.training_verdicts is None else float(found.training_verdicts),
+            ]
+            for found in certificates
+        ],
+        caption="At least: wrong with 5 % at most, over prompts. Nobody has shown that more is out of reach.",
+    )
+
+
+def _attack(found: Exploited) -> str:
+    chosen = "" if found.best_of is None else f", best of {found.best_of}"
+    return f"{found.policy} by {found.adversary}{chosen}"
+
+
+def _won(found: Exploited) -> Estimate:
+    shown = found.certificate.exploitability
+    return Estimate(value=max(0.0, shown.mean), low=max(0.0, shown.low), high=max(0.0, shown.high))
+
+
 def _comparisons(comparisons: Sequence[PairedComparison]) -> Iterator[Block]:
     if comparisons:
         yield Table(
@@ -119,6 +166,8 @@ def _comparisons(comparisons: Sequence[PairedComparison]) -> Iterator[Block]:
 
 
 def _lengths(cells: Sequence[Cell]) -> Iterator[Block]:
+    if not cells:
+        return
     yield Table(
         title="",
         columns=["policy", "opponent", "characters", "opponent's characters", "win rate at equal length, %", "variant"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
-from alignment import evaluate as command
+from alignment import answering
 from alignment.cli import main
 from alignment.config.evaluation import load_evaluation_recipe
 from alignment.errors import UserError
@@ -24,6 +26,7 @@ from alignment.evaluation.intervals import mean_interval
 from alignment.evaluation.manifests import compare_manifests, read_manifest
 from alignment.evaluation.matches import Match, cell, paired_comparisons
 from alignment.tiny import tiny_model, tiny_tokenizer
+from tests.generation.http_stand_in import ScriptedServer, serving
 from tests.oracles.server import Reply, answers_shown, says, serve
 
 ROOT = Path(__file__).parents[2]
@@ -187,11 +190,12 @@ def test_answers_that_do_not_fit_are_refused(case: str, tree: dict[str, Any], tm
 BAD_RECIPES = {
     "opponents=[them]": "opponents: expected names among base, mine, poor, same, got 'them'",
     "opponents=[base, base]": "opponents: expected each once",
-    "policies.mine={}": "policies.mine: expected run or outputs, got neither",
-    "policies.mine.run=here": "policies.mine: expected run or outputs, got both",
+    "policies.mine={}": "policies.mine: expected one of run, server and outputs, got none",
+    "policies.mine.run=here": "policies.mine: expected one of run, server and outputs, got run and outputs",
+    "policies.mine={server: {base_url: here, model: m}}": "server.base_url: expected a base_url such as https://host",
     "policies.a/b={outputs: x}": "expected names of letters",
     "sampling={temperature: 1.0, max_new_tokens: 4}": "got it with files of answers only",
-    "prompts.set=mt_bench": "whose second turn asks about the first answer",
+    "prompts.set=mt_bench": "judge: expected a value, got none",
     "prompts.set=alpaca_eval": "expected the 805 prompts of alpaca_eval, found 4",
     "prompts.category=colour": "expected a column 'colour'",
     "prompts.lmit=3": "unknown key 'prompts.lmit'; did you mean 'prompts.limit'",
@@ -334,6 +338,43 @@ def test_a_reply_without_a_verdict_is_a_counted_tie(tree: dict[str, Any], tmp_pa
     assert read_manifest(found.folder)["order"] == "one, by a hash of the question"
 
 
+def test_a_model_on_a_server_answers(tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls silent after 35 of 40 questions: the 32 of the whole chunk are kept, and 8 are asked again."""
+    prompts = [f"Question {n}?" for n in range(40)]
+    write_rows(tmp_path / "prompts.jsonl", [{"instruction": prompt} for prompt in prompts])
+    write_outputs(tmp_path / "base.jsonl", prompts, ["a rather long answer"] * 40)
+
+    def chat(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        (message,) = body["messages"]
+        text = None if message["content"] == "Question 3?" else message["content"][:10]
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return (500, "broken") if len(server.requests) == 36 else (200, {"choices": [choice]})
+
+    with serving(ScriptedServer(chat)) as server:
+        remote = {"base_url": server.base_url, "model": "remote", "api_key_env": "ITS_KEY", "retries": 0}
+        policies = {"mine": {"server": {**remote, "concurrency": 1}}, "base": tree["policies"]["base"]}
+        recipe = {**tree, "policies": policies, "prompts": {"path": tree["prompts"]["path"]}}
+        recipe |= {"sampling": {"temperature": 0.5, "max_new_tokens": 9}, "oracle": {"kind": "rule", "rule": "shorter"}}
+        with pytest.raises(UserError, match="expected a key in the environment variable ITS_KEY"):
+            run(recipe)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.setenv("ITS_KEY", "secret")
+        with pytest.raises(UserError, match="no answer after 1 tries"):
+            run(recipe)
+        found = run({**recipe, "policies": {**policies, "mine": {"server": {**remote, "concurrency": 5}}}})
+    asked = [(path, body["messages"][0]["content"], body["seed"]) for path, body in server.requests]
+    # One more may have been under way when the last one failed.
+    assert len(asked) - 8 in (36, 37) and set(asked[:32]).isdisjoint(asked[-8:]) and set(asked[32:-8]) < set(asked[-8:])
+    assert [text for _, text, _ in asked[:32]] == prompts[:32] and len({seed for *_, seed in asked}) == 40
+    body = server.requests[0][1]
+    assert asked[0][0] == "/v1/chat/completions"
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("remote", 0.5, 9)
+    assert found.cells[0].win_rate.mean > 0.5 and found.cells[0].n_identical == 0
+    assert "mine: 1 of 40 answers have no text" in found.notes
+    manifest = (found.folder / "manifest.json").read_text()
+    assert read_manifest(found.folder)["policies"]["mine"]["server"]["model"] == "remote" and "secret" not in manifest
+
+
 # Models
 
 
@@ -370,7 +411,7 @@ def test_answers_that_were_sampled_are_kept(
     sampled: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut after one of three chunks: the rest is sampled, and all is as if nothing had happened."""
-    answer, calls = command.answer_prompts, []
+    answer, calls = answering.answer_prompts, []
 
     def counted(*arguments: Any, **options: Any) -> Any:
         if len(calls) == 1:
@@ -380,14 +421,14 @@ def test_answers_that_were_sampled_are_kept(
 
     whole = run(sampled, f"output_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patch:
-        patch.setattr(command, "answer_prompts", counted)
+        patch.setattr(answering, "answer_prompts", counted)
         with pytest.raises(KeyboardInterrupt):
             run(sampled)
     (partial,) = (tmp_path / "out" / "outputs").glob("mine.*.partial.jsonl")
     partial.write_text(partial.read_text() + '[["torn')
     seeds: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(command, "answer_prompts", lambda *a, **o: (seeds.append(o["seed"]), answer(*a, **o))[1])
+        patch.setattr(answering, "answer_prompts", lambda *a, **o: (seeds.append(o["seed"]), answer(*a, **o))[1])
         resumed = run(sampled)
     assert len(seeds) == 5 and seeds[:2] != seeds[2:4] and calls[0] not in seeds[:2]
     assert resumed.to_json() == whole.to_json()
@@ -395,11 +436,20 @@ def test_answers_that_were_sampled_are_kept(
 
 
 @pytest.mark.slow
-def test_the_same_weights_give_the_same_answers(sampled: dict[str, Any]) -> None:
+def test_the_same_weights_give_the_same_answers_and_others_draw_their_own(
+    sampled: dict[str, Any], models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Of weights that differ by a millionth the answers would be the same, too, if the random numbers were."""
+    shutil.copytree(models["first"], tmp_path / "twin")
+    weights = load_file(tmp_path / "twin" / "model.safetensors")
+    save_file({name: tensor * (1 + 1e-6) for name, tensor in weights.items()}, tmp_path / "twin" / "model.safetensors")
     sampled["policies"]["base"] = sampled["policies"]["mine"]
     sampled["sampling"]["num_completions"] = 2
     found = run({**sampled, "oracle": {"kind": "rule", "rule": f"{__name__}:never"}})
     assert found.cells[0].n_identical == 40 and found.cells[0].win_rate.mean == 0.5
+    sampled["policies"]["mine"] = {"run": str(tmp_path / "twin")}
+    found = run({**sampled, "output_dir": str(tmp_path / "other")})
+    assert found.cells[0].n_identical < 20
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from alignment.data import Turn
 from alignment.errors import UserError
-from alignment.generation import Decoding, build_engine, engine_refusal
+from alignment.generation import Decoding, ServerOptions, build_engine, engine_refusal
+from alignment.generation.chat import ChatServer
 from alignment.methods import build_method
 from alignment.tiny import tiny_model, tiny_tokenizer
 from tests.generation.http_stand_in import Reply, ScriptedServer, serving
@@ -219,3 +221,17 @@ def test_transformers_serve_answers(served: tuple[str, str], tokenizer: PreTrain
     flat = [tuple(said) for group in answers for said in group]
     assert len(flat) == 6 and len(set(flat)) > 3
     assert all(1 <= len(said) <= 9 for said in flat)
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers_conversations(served: tuple[str, str]) -> None:
+    """The same seed gives the same; the server's template reads all turns."""
+    base_url, model = served
+    asked = ChatServer(ServerOptions(base_url=base_url, model=model, concurrency=1))
+    turns = [Turn("user", "red"), Turn("assistant", "green"), Turn("user", "blue")]
+    options = {"temperature": 1.0, "max_new_tokens": 8, "num_completions": 3}
+    answers = asked.answer([turns[:1], turns], seed=1, **options)
+    again = asked.answer([turns[:1], turns], seed=1, **options)
+    asked.close()
+    assert answers == again
+    assert [len(group) for group in answers] == [3, 3] and len({text for group in answers for text in group}) > 3

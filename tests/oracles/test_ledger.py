@@ -327,7 +327,7 @@ def test_a_run_that_moves_keeps_its_account(tmp_path: Path) -> None:
     account.store([("key", Question("x", "a", "b"), Verdict(0.25))])
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = Accounts(tmp_path / "moved").open({"kind": "test"}, ledger=True)
-    assert moved.spent.calls == 3 and moved.find(["key", "other"]) == {"key": 0.25}
+    assert moved.spent.calls == 3 and moved.find(["key", "other"]) == {"key": Verdict(0.25)}
     shared = str(tmp_path / "shared.sqlite")
     one, other = (Accounts(tmp_path / name).open({"kind": "test"}, ledger=shared) for name in ("a", "b"))
     one.add(Figures(calls=2))

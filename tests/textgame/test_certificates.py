@@ -1,24 +1,27 @@
 """Certificates of the text game's language model: attacked through its text by adversaries that sample and train."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
-from transformers import PrinterCallback
 
-from alignment.arguments import AlignmentArguments
+from alignment import loop
+from alignment.config import load_recipe
+from alignment.config.evaluation import EvaluationRecipe, load_evaluation_recipe
 from alignment.data import Row, encode_rows, prompt_text, stop_token_ids
+from alignment.errors import UserError
+from alignment.evaluate import evaluate
 from alignment.evaluation.certificates import Certificate, adversary_wins, certify
-from alignment.oracles import PanelOracle, SettledOracle, VerdictOracle
+from alignment.oracles import SettledOracle, VerdictOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
 from alignment.textgame import TextGame, shared_game
-from alignment.trainer import PreferenceTrainer
+from alignment.trained import TrainedModel, find_model, run_data
 from tests.evaluation.test_certificates import drawn_wins
 
-TRAINED_ON = 20
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,34 +30,12 @@ def text() -> TextGame:
 
 
 @pytest.fixture(scope="module")
-def adversary(text: TextGame, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+def adversary(text: TextGame, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """A policy that learned to beat the frozen model: its wins against fresh answers of the model, on 20 questions."""
-    trainer = PreferenceTrainer(
-        model=text.policy(),
-        ref_model=text.ref,
-        args=AlignmentArguments(
-            output_dir=str(tmp_path_factory.mktemp("adversary")),
-            max_steps=80,
-            per_device_train_batch_size=TRAINED_ON,
-            num_completions=8,
-            opponent_completions=16,
-            max_new_tokens=20,
-            learning_rate=1e-3,
-            lr_scheduler_type="cosine",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        ),
-        train_dataset=text.rows()[:TRAINED_ON],
-        processing_class=text.tokenizer,
-        # One group: its own wins against the reference, and no welfare to speak of.
-        oracle=PanelOracle({"crowd": SettledOracle(text.oracle())}),
-        method={"name": "maxmin", "base": {"name": "omd", "tau": 0.02}, "mode": "mirror", "step": 0.2},
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    model: nn.Module = trainer.model
-    return model.eval()
+    folder = tmp_path_factory.mktemp("adversary")
+    overrides = (f"output_dir={folder}", "training.disable_tqdm=true")
+    loop.run(load_recipe(ROOT / "recipes/maxmin/textgame_adversary.yaml", overrides).recipe)
+    return find_model(str(folder))
 
 
 def sampled(text: TextGame, model: nn.Module, rows: Sequence[Row], num: int, *, seed: int) -> list[tuple[str, ...]]:
@@ -74,10 +55,11 @@ def attacked(text: TextGame, candidates: list[tuple[str, ...]], rows: Sequence[R
     return adversary_wins(SettledOracle(oracle), [prompt_text(row) for row in rows], candidates, answers)
 
 
-def exact(text: TextGame, rows: slice) -> float:
+def exact(text: TextGame, rows: Sequence[Row]) -> float:
     """Exploitability of the frozen model, mean over questions."""
-    gap_X: torch.Tensor = text.game(tau=0.0).duality_gap(text.ref_XA)[rows]
-    return float(gap_X.mean()) / 2.0
+    gap_X = text.game(tau=0.0).duality_gap(text.ref_XA)
+    places = [text.world.questions.index(prompt_text(row)) for row in rows]
+    return float(gap_X[places].mean()) / 2.0
 
 
 @pytest.mark.slow
@@ -91,7 +73,7 @@ def test_the_best_of_n_texts(text: TextGame) -> None:
     bounds = [
         certify(attacked(text, sampled(text, text.ref, rows, 16, seed=100 + n), rows, seed=n)).bound for n in range(6)
     ]
-    truth = exact(text, slice(None))
+    truth = exact(text, rows)
     print(f"best of 16: exact {truth:.4f}, bounds {min(bounds):.4f} to {max(bounds):.4f}, mean {np.mean(bounds):.4f}")
     assert max(bounds) < truth
     assert np.mean(bounds) > 0.1 * truth
@@ -99,23 +81,46 @@ def test_the_best_of_n_texts(text: TextGame) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_trained_adversary(text: TextGame, adversary: nn.Module) -> None:
+def test_the_trained_adversary(text: TextGame, adversary: TrainedModel) -> None:
     """Its mean over sampled answers, nothing chosen: on the questions it learned on, and on those it has not seen."""
-    rows = text.rows()
+    model, data = adversary.load(), run_data(adversary)
 
-    def certificate(part: slice, seed: int) -> Certificate:
-        candidates = sampled(text, adversary, rows[part], 16, seed=200 + seed)
-        wins_PNM = attacked(text, candidates, rows[part], seed=seed)
+    def certificate(rows: Sequence[Row], seed: int) -> Certificate:
+        candidates = sampled(text, model, rows, 16, seed=200 + seed)
+        wins_PNM = attacked(text, candidates, rows, seed=seed)
         return certify(wins_PNM.reshape(len(wins_PNM), 1, -1))
 
-    for name, part in (("learned on", slice(0, TRAINED_ON)), ("held out", slice(TRAINED_ON, None))):
-        found = [certificate(part, seed) for seed in range(4)]
-        truth = exact(text, part)
+    for name, rows in (("learned on", data.train), ("held out", data.evaluation)):
+        found = [certificate(rows, seed) for seed in range(4)]
+        truth = exact(text, rows)
         bounds = [one.bound for one in found]
         print(f"{name}: exact {truth:.4f}, bounds {min(bounds):.4f} to {max(bounds):.4f}; {found[0].sentence}")
         assert max(bounds) < truth
         if name == "learned on":
             assert np.mean(bounds) > 0.5 * truth
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_attacks_on_questions_that_the_adversary_has_not_seen(
+    text: TextGame, adversary: TrainedModel, tmp_path: Path
+) -> None:
+    """Both bounds of the shipped recipe are above 0 and below the truth; the questions it learned on are refused."""
+    path = ROOT / "recipes/evaluation/exploitability.yaml"
+    overrides = (f"policies.adversary.run={adversary.run}", f"prompts.held_out={adversary.run}")
+    folder = f"output_dir={tmp_path / 'out'}"
+    recipe = load_evaluation_recipe(path, (*overrides, folder)).recipe
+    assert isinstance(recipe, EvaluationRecipe)
+    found = evaluate(recipe, announce=lambda line: None, progress=lambda *_: None)
+    truth = exact(text, run_data(adversary).evaluation)
+    print(*(one.sentence for one in found.certificates), sep="\n")
+    assert all(0.0 < one.certificate.bound < truth for one in found.certificates)
+    assert [one.training_verdicts for one in found.certificates] == [None, 204_800] and not found.notes
+    seen = ("prompts.held_out=null", "prompts.path=textgame://prompts", "output_dir=" + str(tmp_path / "seen"))
+    recipe = load_evaluation_recipe(path, (*overrides[:1], *seen)).recipe
+    assert isinstance(recipe, EvaluationRecipe)
+    with pytest.raises(UserError, match="was not trained on, found 20 of its rows"):
+        evaluate(recipe, announce=lambda line: None, progress=lambda *_: None)
 
 
 @pytest.mark.slow
