@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.errors import UserError
-from alignment.policies import Scores, score
+from alignment.logps import Scores, score
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 

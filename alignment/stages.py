@@ -15,8 +15,9 @@ from alignment.anchors import AnchorSet
 from alignment.data import Batch, prompt_text
 from alignment.errors import UserError
 from alignment.functional import group_wins
+from alignment.logps import score
 from alignment.oracles import PanelOracle, ask, preference_matrix
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Player, Previous
 
 _MIXTURE = "mixture"

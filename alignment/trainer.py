@@ -60,10 +60,11 @@ from alignment.iterations import (
     per_iteration,
 )
 from alignment.launch import check_deepspeed
+from alignment.logps import score
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
 from alignment.stages import (
     Annotated,
