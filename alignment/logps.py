@@ -98,10 +98,10 @@ def score(
         model: a causal language model of transformers, wrapped or not.
         completions: in the layout [padding | prompt | completion | padding].
         confidence: also return ``token_excess_BGT``.
-        scoring: how; ``None`` for the automatic choice.
+        scoring: how; ``None`` for what was chosen for the model (:func:`choose_scoring`), or the automatic choice.
     """
-    scoring = Scoring() if scoring is None else scoring
     causal = causal_lm(model)
+    scoring = scoring_of(causal) if scoring is None else scoring
     if scoring.logits == "whole" or (anatomy := anatomy_of(causal)).whole_because is not None:
         return _scores(completions, *_by_its_own_forward(model, completions, confidence=confidence))
     rows = _rows(causal, anatomy, completions, scoring)
@@ -390,3 +390,56 @@ def has_dropout(model: nn.Module) -> bool:
     return any(settings.get(key) for key in ("attention_dropout", "attn_pdrop")) or any(
         isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()
     )
+
+
+# What was chosen for a model -----------------------------------------------------------------------------------------
+
+_CHOSEN: "WeakKeyDictionary[nn.Module, Scoring]" = WeakKeyDictionary()
+
+
+def scoring_of(model: nn.Module) -> Scoring:
+    """How a model is scored; automatic where nobody has chosen."""
+    return _CHOSEN.get(causal_lm(model), Scoring())
+
+
+def choose_scoring(model: nn.Module, scoring: Scoring) -> tuple[str, ...]:
+    """Decide how :func:`score` scores a model from now on.
+
+    Returns:
+        What was chosen and why, a line each for prompts and logits.
+
+    Raises:
+        UserError: where the model does not allow what is asked for.
+    """
+    causal = causal_lm(model)
+    _CHOSEN[causal] = scoring
+    if not all(parameter.numel() for parameter in causal.parameters()):
+        return ("prefix sharing: decided at the first batch (weights are partitioned until then)",)
+    anatomy = anatomy_of(causal)
+    if scoring.logits == "chunked" and anatomy.whole_because is not None:
+        raise UserError(f"scoring.logits: expected a model that allows 'chunked', but {anatomy.whole_because}")
+    if scoring.layout == "prefix" and anatomy.dense_because is not None:
+        raise UserError(f"scoring.layout: expected a model that allows 'prefix', but {anatomy.dense_because}")
+    return _describe_sharing(model, anatomy, scoring), _describe_logits(anatomy, scoring)
+
+
+def _describe_sharing(model: nn.Module, anatomy: Anatomy, scoring: Scoring) -> str:
+    if scoring.logits == "whole":
+        return "prefix sharing: off (scoring.logits: whole)"
+    if scoring.layout == "dense":
+        return "prefix sharing: off (scoring.layout: dense)"
+    if anatomy.dense_because is not None:
+        return f"prefix sharing: off ({anatomy.dense_because})"
+    if scoring.layout == "auto" and has_dropout(model):
+        return "prefix sharing: off while training (dropout: completions of a prompt would share the prompt's noise)"
+    when = "in every batch" if scoring.layout == "prefix" else "in every batch that costs less that way"
+    fitting = "" if anatomy.window == math.inf else f" and fits the attention's window of {anatomy.window:,} tokens"
+    return f"prefix sharing: on ({when}{fitting}; log-probs with a shared prompt agree with those of single rows)"
+
+
+def _describe_logits(anatomy: Anatomy, scoring: Scoring) -> str:
+    if scoring.logits == "whole":
+        return "logits: all at once (scoring.logits: whole)"
+    if anatomy.whole_because is not None:
+        return f"logits: all at once ({anatomy.whole_because})"
+    return f"logits: of completion tokens only, at most {MAX_LOGITS:,} at a time (the model's own log-probs agree)"

@@ -3,7 +3,7 @@
 Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``J`` opponent's completions, ``T`` tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -302,9 +302,10 @@ def annotate(
     weights_BG: Tensor | None,
     row_weight_B: Tensor,
     mismatched: Completions | None = None,
+    without: Collection[str] = (),
 ) -> Annotated:
-    """Add the anchors' log-probs, fresh."""
-    scores = anchors.score(completions)
+    """Add the anchors' log-probs, fresh, but for those that come from elsewhere."""
+    scores = anchors.score(completions, without=without)
     device = completions.input_ids_BGT.device
     return Annotated(
         completions=completions,
