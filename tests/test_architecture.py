@@ -23,6 +23,7 @@ LAYERS = [
         "protocol",
         "policies",
         "packing",
+        "logps",
         "generation",
         "oracles",
         "data",
