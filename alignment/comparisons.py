@@ -284,7 +284,8 @@ def _read_table(path: Path) -> dict[str, Any] | None:
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if text.strip() else None
     except ValueError as error:
         raise UserError(f"{path}: expected one JSON value, found {error}") from None
     is_table = isinstance(content, dict) and ("preferences" in content or "wins" in content)
@@ -431,6 +432,11 @@ def _diagnose_responses(sources: Sequence[ComparisonSource], name: str) -> Repor
         judgements += [one for row in result.rows if row.scores is None and not row.panel for one in _compared(row)]
     if num_lists:
         notes.append(f"{num_lists:,} rows are orders by one judge's scores or ranks: left out, they go in no circle")
+    if not judgements and not num_lists:
+        raise UserError(
+            f"{name}: expected comparisons of responses, found none ({'; '.join(notes)}); give pairs, ranks or scores, "
+            "or verdicts on systems (systems: [A, B])"
+        )
     if not judgements:
         return Report(source=name, num_judgements=0, num_prompts=0, notes=tuple(notes))
     return Report(

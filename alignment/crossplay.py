@@ -18,11 +18,13 @@ from alignment.artefacts import Artefact
 from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose
 from alignment.errors import UserError
+from alignment.evaluation.alpaca import annotations, read_model_outputs
+from alignment.evaluation.manifests import write_json_lines
+from alignment.evaluation.published import read_records
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
-from alignment.files import read_file
 from alignment.folders import oracle_accounts
-from alignment.oracles import PanelOracle, ask, build_oracle, deciding_keys
+from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys, oracle_name
 from alignment.types import Oracle
 
 Progress = Callable[[str, int, int], None]
@@ -61,11 +63,13 @@ class Judged:
         names: in alphabetical order.
         wins: instruction -> probability that the first one's answer is better, both orders averaged.
         num_same: instructions to which both gave the same text: ties that nobody was asked about.
+        num_unparsable: replies of a judge without a verdict, which count as ties.
     """
 
     names: tuple[str, str]
     wins: Mapping[str, float]
     num_same: int
+    num_unparsable: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,7 @@ class CrossPlay:
                 "draws": sum(win == 0.5 for win in pair.wins.values()),
                 "losses": sum(win < 0.5 for win in pair.wins.values()),
                 "same_text": pair.num_same,
+                "unparsable": pair.num_unparsable,
             }
             for pair in self.pairs
         ]
@@ -114,6 +119,9 @@ class CrossPlay:
     def lines(self) -> list[str]:
         """What stands below the table of policies."""
         first = [f"{self.num_prompts:,} prompts, {self.num_new:,} new pairs of answers judged"]
+        unread = sum(pair.num_unparsable for pair in self.pairs)
+        if unread:
+            first.append(f"{unread:,} replies of the judge had no verdict and count as ties")
         return [*first, *table_lines(self.tournament.table), self.tournament.table.sentence]
 
 
@@ -131,7 +139,9 @@ def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
             raise UserError(
                 f"expected NAME=model_outputs.json with a name of letters, digits, dots and dashes, got '{argument}'"
             )
-        policies.append(Outputs(name=name, path=Path(path), answers=_read_answers(Path(path))))
+        rows = read_model_outputs(Path(path))
+        answers = {text: row.text("output") for text, row in rows.items()}
+        policies.append(Outputs(name=name, path=Path(path), answers=answers))
     names = [policy.name for policy in policies]
     twice = [name for name in names if names.count(name) > 1]
     if len(policies) < 2 or twice:
@@ -154,32 +164,6 @@ def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
     return tuple(policies)
 
 
-def _read_answers(path: Path) -> dict[str, str]:
-    if not path.is_file() or not path.name.endswith((".json", ".jsonl", ".json.gz", ".jsonl.gz")):
-        raise UserError(
-            f"{path}: expected a JSON file of model outputs; `alignment sample RUN --output FILE` writes one"
-        )
-    answers: dict[str, str] = {}
-    twice: list[str] = []
-    for number, row in read_file(path, path.name):
-        instruction, output = row.get("instruction"), row.get("output")
-        if not isinstance(instruction, str) or not isinstance(output, str):
-            lacking = "output" if isinstance(instruction, str) else "instruction"
-            raise UserError(
-                f"{path.name}:{number}: expected 'instruction' and 'output' as texts, found no {lacking}; every prompt "
-                "needs an answer"
-            )
-        twice += [instruction] if instruction in answers else []
-        answers[instruction] = output
-    if twice:
-        raise UserError(
-            f"{path.name}: expected every instruction once, found {len(twice):,} again ({_quote(twice)}); keep one each"
-        )
-    if not answers:
-        raise UserError(f"{path.name}: expected one answer at least, found none")
-    return answers
-
-
 def read_oracle(values: Sequence[str]) -> dict[str, Any]:
     """The block of an oracle: a YAML file, that holds it under ``oracle`` or alone, and ``key=value`` to set in it.
 
@@ -189,7 +173,11 @@ def read_oracle(values: Sequence[str]) -> dict[str, Any]:
     files = [value for value in values if "=" not in value]
     overrides = [value for value in values if "=" in value]
     if not values or len(files) > 1:
-        raise UserError(f"--oracle: expected one YAML file, or kind=... and its keys, got {list(values)}")
+        found = f"{len(files)} files" if files else "nothing"
+        raise UserError(
+            f"--oracle: expected one YAML file, or the keys of an oracle, got {found}; give --oracle judge.yaml, or "
+            "--oracle kind=rule --oracle rule=shorter"
+        )
     block: Mapping[str, Any] = {}
     if files:
         composed = compose(files[0], ())
@@ -241,8 +229,9 @@ def crossplay(
                     "as kind: mixture"
                 )
             for names in missing:
-                num_new += _judge(oracle, by_name[names[0]], by_name[names[1]], artefacts[names], progress)
-    pairs = tuple(_read_pair(names, artefact.path) for names, artefact in artefacts.items())
+                met = by_name[names[0]], by_name[names[1]]
+                num_new += _judge(oracle, oracle_name(spec), *met, artefacts[names], accounts, progress)
+    pairs = tuple(_read_pair(names, artefact) for names, artefact in artefacts.items())
     place = {policy.name: k for k, policy in enumerate(ordered)}
     rows = [
         (place[pair.names[0]], place[pair.names[1]], win, text) for pair in pairs for text, win in pair.wins.items()
@@ -259,11 +248,19 @@ def crossplay(
     return result
 
 
-def _judge(oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, progress: Progress) -> int:
+def _judge(
+    oracle: Oracle,
+    annotator: str,
+    first: Outputs,
+    second: Outputs,
+    artefact: Artefact,
+    accounts: Accounts,
+    progress: Progress,
+) -> int:
     """Ask about two policies and write the verdicts as AlpacaEval's rows, in which 2 means that ``output_2`` wins."""
     asked = [text for text in first.answers if first.answers[text] != second.answers[text]]
     wins = dict.fromkeys(first.answers, 0.5)
-    name = f"{first.name} against {second.name}"
+    name, before = f"{first.name} against {second.name}", accounts.spent.unparsable
     for start in range(0, len(asked), _AT_ONCE):
         progress(name, start, len(asked))
         chunk = asked[start : start + _AT_ONCE]
@@ -272,31 +269,27 @@ def _judge(oracle: Oracle, first: Outputs, second: Outputs, artefact: Artefact, 
         )
         wins |= zip(chunk, answers_N.tolist(), strict=True)
     progress(name, len(asked), len(asked))
-    rows = [
-        {
-            "instruction": text,
-            "output_1": first.answers[text],
-            "output_2": second.answers[text],
-            "generator_1": first.name,
-            "generator_2": second.name,
-            "preference": 2.0 - win,
-        }
-        for text, win in wins.items()
-    ]
-    artefact.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = artefact.path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(artefact.path)
-    artefact.finish(oracle_questions=len(asked))
+    rows = annotations(
+        list(wins),
+        [first.answers[text] for text in wins],
+        [second.answers[text] for text in wins],
+        [1.0 - win for win in wins.values()],
+        generator_1=first.name,
+        generator_2=second.name,
+        annotator=annotator,
+    )
+    write_json_lines(artefact.path, rows)
+    artefact.finish(oracle_questions=len(asked), unparsable=accounts.spent.unparsable - before)
     return len(asked)
 
 
-def _read_pair(names: tuple[str, str], path: Path) -> Judged:
-    rows = [row for _, row in read_file(path, path.name)]
+def _read_pair(names: tuple[str, str], artefact: Artefact) -> Judged:
+    rows = read_records(artefact.path)
     return Judged(
         names=names,
-        wins={str(row["instruction"]): 2.0 - float(str(row["preference"])) for row in rows},
-        num_same=sum(row["output_1"] == row["output_2"] for row in rows),
+        wins={row.text("instruction"): 2.0 - row.number("preference") for row in rows},
+        num_same=sum(row.text("output_1") == row.text("output_2") for row in rows),
+        num_unparsable=int(artefact.notes()["unparsable"]),
     )
 
 

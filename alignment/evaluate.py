@@ -29,7 +29,16 @@ from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComp
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.exploitation import check_unseen, find_certificate
 from alignment.folders import oracle_accounts
-from alignment.oracles import Accounts, CalibratedOracle, PanelOracle, ask, build_oracle, deciding_keys
+from alignment.oracles import (
+    Accounts,
+    CalibratedOracle,
+    PanelOracle,
+    ask,
+    build_oracle,
+    check_keys,
+    deciding_keys,
+    oracle_name,
+)
 from alignment.preparation import read_source
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
@@ -106,6 +115,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
         name: find_player(name, spec, lambda path: [(text,) for text in read_outputs(path, prompts)])
         for name, spec in recipe.policies.items()
     }
+    check_keys(recipe.oracle)
     unknown = check_unseen(recipe, players, prompts)
     freeze_manifest(folder, _manifest(recipe, prompts, list(players.values())))
     (folder / "evaluation.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -310,7 +320,7 @@ def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Pa
         match.wins_PG.T.flatten().tolist(),
         generator_1=match.opponent,
         generator_2=match.policy,
-        annotator=_judge_name(recipe.oracle),
+        annotator=oracle_name(recipe.oracle),
     )
     write_json(path, rows)
     spec = recipe.length_control
@@ -327,11 +337,6 @@ def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Pa
     scored = scoring.score("alpaca_eval2", path, options, progress=progress)
     figures = {key: scored.summary[key] for key in _LENGTH_CONTROLLED if key in scored.summary}
     return cell(match, {"variant": scored.variant, **figures, "notes": list(scored.notes)})
-
-
-def _judge_name(oracle: Mapping[str, Any]) -> str:
-    parts = (oracle["kind"], next((str(oracle[key]) for key in ("model", "rule", "path") if key in oracle), ""))
-    return " ".join(part for part in parts if part)
 
 
 def _notes(

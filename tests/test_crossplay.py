@@ -1,6 +1,7 @@
 """`alignment crossplay`: each pair is judged once, nothing is asked twice, and wrong files are named."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from alignment.cli import main
 from alignment.crossplay import CrossPlay, crossplay, read_oracle, read_policies
 from alignment.errors import UserError
+from tests.oracles.server import Reply, prefers_longer, says, serve
 
 PROMPTS = [f"prompt {n}" for n in range(12)]
 # What `counting` was asked, and after how many questions it breaks.
@@ -66,8 +68,53 @@ def test_a_further_policy_asks_only_for_its_own_pairs(tmp_path: Path) -> None:
     assert all("cat" in left + right for _, left, right in ASKED[16:])
     assert standings(third)["a"] == pytest.approx((10 / 12 + 1) / 2)
     saved = json.loads((folder / "crossplay.json").read_text())
-    assert saved["verdicts"][0] == {"names": ["a", "b"], "wins": 8, "draws": 4, "losses": 0, "same_text": 4}
+    assert saved["verdicts"][0] == {
+        "names": ["a", "b"],
+        "wins": 8,
+        "draws": 4,
+        "losses": 0,
+        "same_text": 4,
+        "unparsable": 0,
+    }
     assert json.loads((folder / "oracle.json").read_text())[0]["calls"] == len(ASKED)
+
+
+def test_policies_that_say_the_same_are_even_and_nobody_is_asked(tmp_path: Path) -> None:
+    a, b = outputs(tmp_path, "a", ["same"] * 12), outputs(tmp_path, "b", ["same"] * 12)
+    result = play(tmp_path / "played", a, b)
+    assert standings(result) == {"a": 0.5, "b": 0.5} and not ASKED and result.num_new == 0
+    (match,) = result.tournament.matches
+    assert (match.win_rate.low, match.win_rate.high, match.p_value) == (0.5, 0.5, 1.0)
+
+
+def test_one_prompt_says_nothing_about_others(tmp_path: Path) -> None:
+    a, b = outputs(tmp_path, "a", ["ant"], PROMPTS[:1]), outputs(tmp_path, "b", ["bee"], PROMPTS[:1])
+    # The alphabet would make the strengths infinite; a slight preference does not.
+    result = play(tmp_path / "played", a, b, spec={"kind": "rule", "rule": "shorter", "flip": 0.3})
+    first = result.tournament.standings[0]
+    assert (first.ranked.score.low, first.ranked.score.high) == (0.0, 1.0)
+    assert first.elo is not None and (first.elo.low, first.elo.high) == (-math.inf, math.inf)
+    assert json.loads((tmp_path / "played" / "crossplay.json").read_text())["standings"][0]["elo"]["low"] is None
+
+
+def test_a_reply_without_a_verdict_is_a_counted_tie(tmp_path: Path) -> None:
+    """One of 34, each asked in one order; counted in a later call as well."""
+    prompts = [f"Question {n}?" for n in range(34)]
+    a, b = outputs(tmp_path, "a", ["short"] * 34, prompts), outputs(tmp_path, "b", ["rather long"] * 34, prompts)
+
+    def script(body: dict[str, Any]) -> Reply:
+        nonsense = "Question 7?" in body["messages"][0]["content"]
+        return says("both have merits") if nonsense else prefers_longer(body)
+
+    with serve(script) as server:
+        spec = {"kind": "judge", "model": "m", "base_url": server.url, "symmetrize": False}
+        result = play(tmp_path / "played", a, b, spec=spec)
+        again = play(tmp_path / "played", a, b, spec=spec)
+        assert len(server.requests) == 34
+    assert standings(result) == pytest.approx({"a": 0.5 / 34, "b": 33.5 / 34})
+    for one in (result, again):
+        assert one.pairs[0].num_unparsable == 1
+        assert "1 replies of the judge had no verdict and count as ties" in one.lines()
 
 
 def test_verdicts_are_alpaca_evals_rows(tmp_path: Path) -> None:
@@ -81,6 +128,7 @@ def test_verdicts_are_alpaca_evals_rows(tmp_path: Path) -> None:
         "output_2": "w",
         "generator_1": "a",
         "generator_2": "b",
+        "annotator": f"rule {__name__}:counting",
         "preference": 2.0,
     }
     assert rows[-1]["preference"] == 1.5
@@ -121,11 +169,20 @@ def test_other_answers_or_another_oracle_are_refused_before_anybody_is_asked(tmp
             r"b\.json: expected the 12 prompts of .*a\.json, found 2 of its prompts missing \('pr",
         ),
         (lambda rows: [*rows, {"instruction": "new", "output": "x"}], r"found 1 others \('new'\)"),
-        (lambda rows: [*rows, rows[0]], r"b\.json: expected every instruction once, found 1 again \('prompt 0'\)"),
-        (lambda rows: [{"instruction": "prompt 0"}, *rows[1:]], r"b\.json:1: .* found no output; every prompt needs"),
-        (lambda rows: [{"output": "x"}, *rows[1:]], r"b\.json:1: .* found no instruction"),
-        (lambda rows: [{"instruction": "prompt 0", "output": None}, *rows[1:]], r"found no output"),
-        (lambda rows: [], r"b\.json: expected one answer at least"),
+        (
+            lambda rows: [*rows, rows[0]],
+            r"b\.json:13: expected an instruction once, found 'prompt 0' also at b\.json:1; remove one",
+        ),
+        (
+            lambda rows: [{"instruction": "prompt 0"}, *rows[1:]],
+            r"b\.json:1: expected a column 'output', found 'instruction'",
+        ),
+        (lambda rows: [{"output": "x"}, *rows[1:]], r"b\.json:1: expected a column 'instruction', found 'output'"),
+        (
+            lambda rows: [{"instruction": "prompt 0", "output": None}, *rows[1:]],
+            r"b\.json:1: expected text in 'output', found null",
+        ),
+        (lambda rows: [], r"b\.json: expected rows, found none; the file is empty"),
     ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path: Path, change: Callable[[Any], Any], message: str) -> None:
@@ -143,11 +200,11 @@ def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
         ([a, a], "got 'a' twice"),
         (["a.json"], "expected NAME=model_outputs.json"),
         (["../a=x.json"], "expected NAME=model_outputs.json"),
-        ([a, f"b={tmp_path / 'none.json'}"], "alignment sample RUN --output FILE"),
+        ([a, f"b={tmp_path / 'none.json'}"], "expected a file, found none; check the path"),
     ):
         with pytest.raises(UserError, match=message):
             read_policies(arguments)
-    with pytest.raises(UserError, match="one YAML file, or kind"):
+    with pytest.raises(UserError, match="one YAML file, or the keys of an oracle, got nothing; give --oracle judge"):
         read_oracle([])
     (tmp_path / "o.yaml").write_text("oracle: {kind: rule, rule: shorter}\n")
     assert read_oracle([str(tmp_path / "o.yaml"), "flip=0.1"]) == {

@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
     except FileNotFoundError as error:
         fail(f"no such file: '{error.filename}'" if error.filename else str(error))
+    except OSError as error:
+        # Of a file it is the user's to mend: a folder that is a file, a place that is not theirs.
+        if error.filename is None:
+            raise
+        fail(f"'{error.filename}': {error.strerror}; name another file or folder, or check its permissions")
 
 
 def _print_version(is_asked: bool) -> None:

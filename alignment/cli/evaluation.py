@@ -28,7 +28,8 @@ def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None, as_jso
     """Answer prompts with policies, and judge the answers.
 
     Writes answers, annotations, figures with their intervals, a manifest and a page
-    into output_dir. Killed and run again, it asks for nothing twice.
+    into output_dir. Killed and run again, it asks for nothing twice. The recipe may
+    ask for both turns of MT-Bench, or how far a policy can be exploited at least.
 
     \b
     Example: alignment evaluate recipes/evaluation/textgame.yaml

@@ -81,10 +81,13 @@ def find_recipe(path: str | Path) -> tuple[Path, tuple[str, ...]]:
     shipped = recipes_folder().joinpath(*parts)
     if not given.is_absolute() and shipped.is_file():
         return shipped, (f"'{given}' is not in this folder; using the shipped recipe {shipped}",)
-    names = ["/".join(("recipes", *name.parts)) for name in shipped_recipes()]
-    matches = difflib.get_close_matches("/".join(("recipes", *parts)), names, n=1)
-    meant = f"did you mean '{matches[0]}'? " if matches else ""
-    raise UserError(f"no recipe '{given}'; {meant}`alignment recipes list` shows those that are shipped")
+    matches = difflib.get_close_matches(
+        "/".join(parts), [name.as_posix() for name in shipped_recipes()], n=1, cutoff=0.8
+    )
+    meant = f"did you mean 'recipes/{matches[0]}'? " if matches else ""
+    raise UserError(
+        f"no file '{given}', and no shipped recipe of this name; {meant}`alignment recipes list` shows those that are"
+    )
 
 
 def _read_extended(path: Path, above: tuple[Path, ...]) -> tuple[Tree, tuple[str, ...]]:

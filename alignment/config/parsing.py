@@ -12,6 +12,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from alignment.errors import UserError
+from alignment.values import kind
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = (
@@ -124,10 +125,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected a text file in UTF-8, got {error.reason}") from error
+        raise UserError(f"{path}: expected a YAML file in UTF-8, found other bytes ({error.reason})") from error
     value = parse_text(text, str(path))
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of keys, got {type(value).__name__}")
+        found = "nothing: the file is empty" if value is None else kind(value)
+        raise UserError(f"{path}: expected keys with their values, found {found}")
     return value
 
 

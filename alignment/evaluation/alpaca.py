@@ -186,6 +186,20 @@ def read_instructions(path: Path) -> dict[str, int]:
     }
 
 
+def read_model_outputs(path: Path) -> dict[str, Record]:
+    """AlpacaEval's ``model_outputs.json``, or any file of ``instruction`` and ``output``: instruction -> its row.
+
+    Raises:
+        UserError: if a row lacks one of them, or an instruction comes twice.
+    """
+    records = read_records(path, "instruction", "output")
+    instructions = [record.text("instruction") for record in records]
+    check_distinct(instructions, records, "an instruction")
+    for record in records:
+        record.text("output")
+    return dict(zip(instructions, records, strict=True))
+
+
 def annotations(
     instructions: Sequence[str],
     outputs_1: Sequence[str],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from alignment.data import PromptText, Row, prompt_text
 from alignment.errors import UserError
-from alignment.evaluation.published import check_distinct, read_records
+from alignment.evaluation.alpaca import read_model_outputs
+from alignment.evaluation.published import read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +108,17 @@ def read_outputs(path: Path, prompts: PromptSet) -> tuple[str, ...]:
     Raises:
         UserError: if an instruction is of another set or comes twice, or a prompt has no answer.
     """
-    records = read_records(path, "instruction", "output")
-    instructions = [record.text("instruction") for record in records]
-    check_distinct(instructions, records, "an instruction")
-    strange = [
-        (record.source, text) for record, text in zip(records, instructions, strict=True) if text not in prompts.known
-    ]
+    answers = read_model_outputs(path)
+    strange = [text for text in answers if text not in prompts.known]
     if strange:
-        source, text = strange[0]
         raise UserError(
-            f"{source}: expected answers to the prompts of the evaluation, found {len(strange)} to others, first to "
-            f"{text[:60]!r}; give the prompts that were answered"
+            f"{answers[strange[0]].source}: expected answers to the prompts of the evaluation, found {len(strange)} to "
+            f"others, first to {strange[0][:60]!r}; give the prompts that were answered"
         )
-    answers = {text: record.text("output") for record, text in zip(records, instructions, strict=True)}
     missing = [text for text in prompts.texts if text not in answers]
     if missing:
         raise UserError(
             f"{path}: expected an answer to each of {len(prompts.rows)} prompts, found none to {len(missing)}, first "
             f"to {missing[0][:60]!r}; a rate over the others would be of another set"
         )
-    return tuple(answers[text] for text in prompts.texts)
+    return tuple(answers[text].text("output") for text in prompts.texts)

@@ -157,7 +157,13 @@ def _elo(matrix: WinMatrix) -> list[Estimate] | None:
     information_KK = (design_EK.T * (weights_E * probability_E * (1.0 - probability_E))) @ design_EK
     bread_KE = np.linalg.pinv(information_KK) @ (design_EK.T * weights_E)
     deviation_K = np.sqrt(np.einsum("ke,ef,kf->k", bread_KE, matrix.covariance_EE, bread_KE).clip(min=0.0))
-    reach_K = deviation_K * (0.0 if matrix.is_exact else stdtrit(max(matrix.num_prompts - 1.0, 1.0), 1.0 - LEVEL / 2.0))
+    if matrix.is_exact:
+        reach_K = np.zeros_like(deviation_K)
+    elif matrix.num_prompts < 2:
+        # One prompt says nothing about others.
+        reach_K = np.full_like(deviation_K, np.inf)
+    else:
+        reach_K = deviation_K * stdtrit(matrix.num_prompts - 1.0, 1.0 - LEVEL / 2.0)
     return [
         Estimate(
             mean=float(ELO * strength),

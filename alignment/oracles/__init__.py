@@ -1,7 +1,7 @@
 """Preference oracles: who says which of two answers is better."""
 
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix, settle
-from alignment.oracles.build import build_oracle, check_oracle, deciding_keys
+from alignment.oracles.build import build_oracle, check_keys, check_oracle, deciding_keys, oracle_name
 from alignment.oracles.combine import (
     CalibratedOracle,
     MixtureOracle,
@@ -36,9 +36,11 @@ __all__ = [
     "VerdictOracle",
     "ask",
     "build_oracle",
+    "check_keys",
     "check_oracle",
     "deciding_keys",
     "num_questions",
+    "oracle_name",
     "preference_matrix",
     "settle",
 ]

@@ -370,6 +370,32 @@ def check_oracle(spec: Mapping[str, Any]) -> OracleSpec:
     return checked
 
 
+def oracle_name(spec: Mapping[str, Any]) -> str:
+    """What a file of verdicts calls an oracle.
+
+    Example:
+        >>> oracle_name({"kind": "rule", "rule": "shorter"})
+        'rule shorter'
+    """
+    what = next((f" {spec[key]}" for key in ("model", "rule", "path") if key in spec), "")
+    return f"{spec['kind']}{what}"
+
+
+def check_keys(spec: Mapping[str, Any]) -> None:
+    """Refuse judges whose key is not set, before anything is done for them.
+
+    Raises:
+        UserError: naming the environment variable; and as :func:`check_oracle`.
+    """
+    checked = check_oracle(spec)
+    if isinstance(checked, JudgeSpec):
+        checked.read_key()
+    if isinstance(checked, MixtureSpec | PanelSpec):
+        members = checked.members
+        for member in members.values() if isinstance(members, dict) else members:
+            check_keys(member)
+
+
 def build_oracle(
     spec: Mapping[str, Any], device: torch.device | str = "cpu", accounts: Accounts | None = None
 ) -> Oracle:

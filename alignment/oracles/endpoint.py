@@ -1,6 +1,7 @@
 """A language model behind an OpenAI-compatible endpoint, as a block of a recipe: where it is, and what it may take."""
 
 import importlib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -83,14 +84,14 @@ class EndpointSpec(BaseModel):
         # It imports the client, which is an extra.
         from alignment.oracles.judge import Judge, Patience, Request, connect
 
-        client, key = connect(self.base_url, api_key_env=self.api_key_env, timeout=self.timeout)
+        key = self.read_key()
         named = {"kind": "judge", "model": self.model, "base_url": self.base_url, "version": self.version}
         decoding = {"temperature": self.temperature, "max_tokens": max_tokens, **reads}
         account = accounts.open(
             {**named, "template": template, "decoding": decoding}, ledger=ledger, budget=self.budget
         )
         judge = Judge(
-            client,
+            connect(self.base_url, key=key, timeout=self.timeout),
             request=Request(
                 model=self.model,
                 template=template,
@@ -115,6 +116,22 @@ class EndpointSpec(BaseModel):
             unparsable="error" if unparsable == "error" else "tie",
             max_unparsable=self.max_unparsable,
         )
+
+    def read_key(self) -> str:
+        """The secret of the API; empty where it needs none.
+
+        Raises:
+            UserError: if the variable is not set.
+        """
+        if self.api_key_env is None:
+            return ""
+        key = os.environ.get(self.api_key_env, "")
+        if not key:
+            raise UserError(
+                f"oracle.api_key_env: expected the key in the environment variable {self.api_key_env}, found it unset; "
+                f"`export {self.api_key_env}=...` before the command"
+            )
+        return key
 
 
 def check_client(what: str) -> None:

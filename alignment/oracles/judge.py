@@ -2,7 +2,6 @@
 
 import email.utils
 import json
-import os
 import random
 import re
 import threading
@@ -245,25 +244,15 @@ class Judge:
         return text.replace(self._key, "***") if self._key else text
 
 
-def connect(base_url: str, *, api_key_env: str | None, timeout: float) -> tuple[openai.OpenAI, str]:
-    """A client without retries of its own, and the key that it sends.
+def connect(base_url: str, *, key: str, timeout: float) -> openai.OpenAI:
+    """A client without retries of its own.
 
     Args:
         base_url: of the API, up to the version.
-        api_key_env: the environment variable that holds the key; ``None`` for a server that needs none.
+        key: the secret; empty for a server that needs none.
         timeout: seconds that a reply may take.
-
-    Raises:
-        UserError: if the variable is not set.
     """
-    key = "" if api_key_env is None else os.environ.get(api_key_env, "")
-    if api_key_env is not None and not key:
-        raise UserError(
-            f"oracle.api_key_env: expected the key in the environment variable {api_key_env}, found it unset; "
-            f"`export {api_key_env}=...` before the command"
-        )
-    client = openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0)
-    return client, key
+    return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=0)
 
 
 def _retry_after(header: str | None) -> float | None:

@@ -206,6 +206,7 @@ def test_the_second_message_is_asked_after_the_first_answer(tree: dict[str, Any]
 BAD: dict[str, str] = {
     "policies.mine.outputs={missing}": r"missing\.jsonl: expected an answer to each of 4 questions, found none to 1",
     "policies.mine.outputs={strange}": r"found 1 to others, first to question 7",
+    "policies.mine.outputs={twice}": r"twice\.jsonl:5: expected a question once, found '81' also at twice\.jsonl:1",
     "policies.mine.outputs={torn}": r"torn\.jsonl:1: expected two texts in 'choices\[0\]\.turns', found \['one'\]",
     "prompts.path={missing}": "expected a column 'category'",
     "prompts.path={few}": "expected the 80 questions of mt_bench, found 1",
@@ -226,6 +227,7 @@ def test_mistakes_are_found_before_anybody_is_asked(overrides: str, tree: dict[s
     rows = answer_lines(MINE)
     files = {
         "missing": rows[:3],
+        "twice": [*rows, rows[0]],
         "strange": [*rows, {**rows[0], "question_id": 7}],
         "torn": [{**rows[0], "choices": [{"turns": ["one"]}]}],
         "few": [{"question_id": 1, "category": "math", "turns": ["a", "b"]}],
@@ -234,7 +236,7 @@ def test_mistakes_are_found_before_anybody_is_asked(overrides: str, tree: dict[s
     if "references" in overrides:
         lines = (tmp_path / "question.jsonl").read_text().replace('"writing"', '"math"')
         (tmp_path / "question.jsonl").write_text(lines)
-    filled = re.sub(r"\{(missing|strange|torn|few)\}", lambda found: named[found[1]], overrides)
+    filled = re.sub(r"\{(missing|twice|strange|torn|few)\}", lambda found: named[found[1]], overrides)
     split = filled.split() if filled.endswith("grades=false") else [filled]
     with pytest.raises(UserError, match=BAD[overrides]):
         run(tree, None, *split)

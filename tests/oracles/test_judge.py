@@ -247,7 +247,7 @@ def test_a_server_that_is_not_there(server: Server) -> None:
 
 
 def made_by_hand(server: Server, pause: Callable[[float], object], **patience: Any) -> KeptOracle:
-    client, key = connect(server.url, api_key_env=None, timeout=5.0)
+    client = connect(server.url, key="", timeout=5.0)
     account = Accounts().open({"kind": "judge", "model": "m"}, ledger=False)
     judge = Judge(
         client,
@@ -255,7 +255,6 @@ def made_by_hand(server: Server, pause: Callable[[float], object], **patience: A
         reader=LabelReader(["A", "B"]),
         account=account,
         patience=Patience(**{"retries": 4, "backoff": 1.0, "concurrency": 1, "second_try": False} | patience),
-        key=key,
         pause=pause,
     )
     return KeptOracle(judge, account, unparsable="tie", max_unparsable=1.0)
