@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -102,7 +103,10 @@ def score(
     """
     causal = causal_lm(model)
     scoring = scoring_of(causal) if scoring is None else scoring
-    if scoring.logits == "whole" or (anatomy := anatomy_of(causal)).whole_because is not None:
+    # Copies on several devices would each see a part of a batch, and a compiled forward its first one's positions.
+    is_whole = scoring.logits == "whole" or isinstance(model, nn.DataParallel) or is_compiled_module(model)
+    anatomy = None if is_whole else _allowed_anatomy(causal, scoring)
+    if anatomy is None or anatomy.whole_because is not None:
         return _scores(completions, *_by_its_own_forward(model, completions, confidence=confidence))
     rows = _rows(causal, anatomy, completions, scoring)
     return _scores(completions, *_by_head(model, causal, rows, confidence=confidence))
@@ -217,8 +221,8 @@ def _by_head(
             input_ids=rows.input_ids_RW,
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids_RW,
-            # Logits that nobody reads, of one position a row.
-            logits_to_keep=1,
+            # No logits of its own: even one position reads all weights of the head.
+            logits_to_keep=torch.empty(0, dtype=torch.int64, device=rows.input_ids_RW.device),
             use_cache=False,
         )
     finally:
@@ -270,14 +274,30 @@ def _num_chunks(num_logits: int, device: torch.device) -> int:
 
 def _of_logits(logits_NV: Tensor, ids_N: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
     """Log-probs of tokens under logits with any leading dimensions."""
-    logits_NV = logits_NV.float()
-    log_z_N = logits_NV.logsumexp(-1)
-    logps_N = logits_NV.gather(-1, ids_N[..., None]).squeeze(-1) - log_z_N
+    logps_N: Tensor = _TokenLogps.apply(logits_NV, ids_N)
     if not confidence:
         return logps_N, None
     with torch.no_grad():
-        log_collision_N = (2.0 * logits_NV).logsumexp(-1) - 2.0 * log_z_N
-        return logps_N, logps_N - log_collision_N
+        log_probs_NV = logits_NV.float().log_softmax(-1)
+        return logps_N, logps_N - (2.0 * log_probs_NV).logsumexp(-1)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """``logits[id] - log sum exp(logits)`` in float32. Keeps the logits alone, and makes one tensor of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        log_z_N = logits_NV.float().logsumexp(-1)
+        ctx.save_for_backward(logits_NV, ids_N, log_z_N)
+        return logits_NV.gather(-1, ids_N[..., None]).squeeze(-1).float() - log_z_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, ids_N, log_z_N = ctx.saved_tensors
+        grad_N1 = grad_N[..., None]
+        probs_NV = (logits_NV.float() - log_z_N[..., None]).exp_()
+        return probs_NV.mul_(-grad_N1).scatter_add_(-1, ids_N[..., None], grad_N1).to(logits_NV.dtype), None
 
 
 # What is known of a model --------------------------------------------------------------------------------------------
@@ -402,25 +422,36 @@ def scoring_of(model: nn.Module) -> Scoring:
     return _CHOSEN.get(causal_lm(model), Scoring())
 
 
-def choose_scoring(model: nn.Module, scoring: Scoring) -> tuple[str, ...]:
-    """Decide how :func:`score` scores a model from now on.
+def choose_scoring(model: nn.Module, scoring: Scoring) -> None:
+    """Decide how :func:`score` scores a model from now on."""
+    _CHOSEN[causal_lm(model)] = scoring
 
-    Returns:
-        What was chosen and why, a line each for prompts and logits.
+
+def describe_scoring(model: nn.Module, device: torch.device) -> tuple[str, ...]:
+    """How a model is scored and why so, a line each for prompts and logits.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        device: where it will be; one that is not there yet, or not whole, is looked over when it is first scored.
 
     Raises:
-        UserError: where the model does not allow what is asked for.
+        UserError: where the model does not allow what was chosen.
     """
-    causal = causal_lm(model)
-    _CHOSEN[causal] = scoring
-    if not all(parameter.numel() for parameter in causal.parameters()):
-        return ("prefix sharing: decided at the first batch (weights are partitioned until then)",)
+    causal, scoring = causal_lm(model), scoring_of(model)
+    if causal.device.type != device.type or not all(parameter.numel() for parameter in causal.parameters()):
+        return ("prefix sharing: decided at the first batch (the weights are not in their place yet)",)
+    anatomy = _allowed_anatomy(causal, scoring)
+    return _describe_sharing(model, anatomy, scoring), _describe_logits(anatomy, scoring)
+
+
+def _allowed_anatomy(causal: PreTrainedModel, scoring: Scoring) -> Anatomy:
+    """What is known of a model that allows what is asked for."""
     anatomy = anatomy_of(causal)
     if scoring.logits == "chunked" and anatomy.whole_because is not None:
         raise UserError(f"scoring.logits: expected a model that allows 'chunked', but {anatomy.whole_because}")
     if scoring.layout == "prefix" and anatomy.dense_because is not None:
         raise UserError(f"scoring.layout: expected a model that allows 'prefix', but {anatomy.dense_because}")
-    return _describe_sharing(model, anatomy, scoring), _describe_logits(anatomy, scoring)
+    return anatomy
 
 
 def _describe_sharing(model: nn.Module, anatomy: Anatomy, scoring: Scoring) -> str:

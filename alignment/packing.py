@@ -157,11 +157,7 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
     return Rows(
         input_ids_RW=rows(ids_M, 0),
         position_ids_RW=rows(position_M, 0),
-        attention_mask=(
-            _block_mask(group_RW, segment_RW)
-            if attention == "flex_attention"
-            else _added_mask(group_RW, segment_RW, dtype)
-        ),
+        attention_mask=_attention_mask(group_RW, segment_RW, attention, dtype),
         sources_N=sources_M[is_scored_M],
         targets_N=ids_M[is_scored_M],
     )
@@ -172,6 +168,17 @@ def _in_rows(completions: Completions) -> Tensor:
     in_rows_BGT = scored_mask(completions)
     prompt_BT = completions.attention_mask_BGT[:, 0] & ~completions.completion_mask_BGT[:, 0]
     return torch.cat([in_rows_BGT[:, :1] | prompt_BT[:, None], in_rows_BGT[:, 1:]], dim=1)
+
+
+def _attention_mask(group_RW: Tensor, segment_RW: Tensor, attention: str, dtype: torch.dtype) -> Tensor | BlockMask:
+    """What each token sees, in the form that the attention takes."""
+    if attention == "flex_attention":
+        return _block_mask(group_RW, segment_RW)
+    seen_R1WW = _seen_mask(group_RW, segment_RW)
+    if attention == "sdpa":
+        return seen_R1WW
+    # Eager attention adds its mask.
+    return torch.zeros(seen_R1WW.shape, dtype=dtype, device=seen_R1WW.device).masked_fill(~seen_R1WW, -torch.inf)
 
 
 SeenByIndex = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
@@ -190,11 +197,10 @@ def _seen_by_index(group_RW: Tensor, segment_RW: Tensor) -> SeenByIndex:
     return is_seen
 
 
-def _added_mask(group_RW: Tensor, segment_RW: Tensor, dtype: torch.dtype) -> Tensor:
-    """[R, 1, W, W]: 0 where seen. A boolean mask would be turned into this one in every layer."""
+def _seen_mask(group_RW: Tensor, segment_RW: Tensor) -> Tensor:
+    """[R, 1, W, W], true where seen."""
     row_R, place_W = (torch.arange(size, device=group_RW.device) for size in group_RW.shape)
-    seen_RWW = _seen_by_index(group_RW, segment_RW)(row_R[:, None, None], None, place_W[:, None], place_W)
-    return torch.zeros(seen_RWW.shape, dtype=dtype, device=seen_RWW.device).masked_fill(~seen_RWW, -torch.inf)[:, None]
+    return _seen_by_index(group_RW, segment_RW)(row_R[:, None, None], None, place_W[:, None], place_W)[:, None]
 
 
 def _block_mask(group_RW: Tensor, segment_RW: Tensor) -> BlockMask:

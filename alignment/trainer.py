@@ -60,7 +60,7 @@ from alignment.iterations import (
     per_iteration,
 )
 from alignment.launch import check_deepspeed
-from alignment.logps import choose_scoring, has_dropout, score
+from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
@@ -292,7 +292,9 @@ class PreferenceTrainer(Trainer):
         return anchors.unread()
 
     def _choose_scoring(self) -> tuple[str, ...]:
-        sharing, *logits = choose_scoring(self.model, self.args.scoring())
+        """The policy, and whatever is copied from it, is scored as ``args`` say."""
+        choose_scoring(self.model, self.args.scoring())
+        sharing, *logits = describe_scoring(self.model, self.args.device)
         assert isinstance(self.train_dataset, EncodedRows)
         if self.train_dataset.has_responses:
             shared, dense = self.train_dataset.count_tokens()

@@ -35,8 +35,10 @@ def test_a_row_by_hand() -> None:
     seen = ["1.......", "11......", "111.....", "11.1....", "11.11...", ".....1..", ".....11.", ".....111"]
     expected_WW = torch.tensor([[letter == "1" for letter in line] for line in seen])
     assert isinstance(rows.attention_mask, torch.Tensor)
-    assert torch.equal(rows.attention_mask[0, 0] == 0, expected_WW)
-    assert torch.equal(rows.attention_mask[0, 0].isneginf(), ~expected_WW)
+    assert torch.equal(rows.attention_mask[0, 0], expected_WW)
+    added = shared_rows(completions, plan, attention="eager", dtype=torch.float64).attention_mask
+    assert isinstance(added, torch.Tensor)
+    assert torch.equal(added[0, 0], torch.zeros(8, 8, dtype=torch.float64).masked_fill(~expected_WW, -torch.inf))
 
 
 def test_dense_rows_by_hand() -> None:
@@ -54,16 +56,16 @@ def test_rows_hold_every_token_once(seed: int, prompts: int, pairs_per_token: fl
     """Each prompt and completion once, at most 5 % padding, and the same targets in the same order as dense rows."""
     completions = random_completions(seed, prompts=prompts, longest_prompt=12)
     plan = plan_rows(completions, pairs_per_token)
-    rows, dense = shared_rows(completions, plan, attention="eager", dtype=torch.float64), dense_rows(completions)
+    rows, dense = shared_rows(completions, plan, attention="sdpa", dtype=torch.float32), dense_rows(completions)
     prompt_BT = completions.attention_mask_BGT[:, 0] & ~completions.completion_mask_BGT[:, 0]
     unique = int(prompt_BT.sum() + scored_mask(completions).sum())
     assert unique <= rows.input_ids_RW.numel() <= 1.05 * unique
     assert rows.targets_N.tolist() == dense.targets_N.tolist()
     places = rows.position_ids_RW.flatten()
     assert torch.equal(places[rows.sources_N], dense.position_ids_RW.flatten()[dense.sources_N])
-    assert isinstance(rows.attention_mask, torch.Tensor) and rows.attention_mask.dtype == torch.float64
+    assert isinstance(rows.attention_mask, torch.Tensor)
     # As much as its position says: the prompt, its own completion, itself.
-    num_seen_RW = (rows.attention_mask[:, 0] == 0).sum(-1).flatten()
+    num_seen_RW = rows.attention_mask[:, 0].sum(-1).flatten()
     assert torch.equal(num_seen_RW[rows.sources_N], places[rows.sources_N] + 1)
 
 

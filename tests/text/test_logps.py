@@ -174,7 +174,9 @@ def test_a_window_that_is_too_short_for_a_batch_is_kept() -> None:
 def test_a_state_that_runs_through_a_row_is_not_shared() -> None:
     model = build(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
     assert "does not leave to a mask" in str(anatomy_of(model).dense_because)
-    assert_agree(model, random_completions(8), PREFIX)
+    assert_agree(model, random_completions(8), Scoring())
+    with pytest.raises(UserError, match="allows 'prefix', but MambaForCausalLM does not leave"):
+        score(model, random_completions(8), scoring=PREFIX)
 
 
 class Louder(LlamaForCausalLM):
@@ -198,7 +200,9 @@ def test_a_head_that_is_not_understood_is_left_alone(kind: type[LlamaForCausalLM
     torch.manual_seed(0)
     model = kind(CONFIGS["llama"]).eval()
     assert reason in str(anatomy_of(model).whole_because)
-    assert_agree(model, random_completions(9), PREFIX)
+    assert_agree(model, random_completions(9), Scoring())
+    with pytest.raises(UserError, match=f"allows 'chunked', but .*{reason}"):
+        score(model, random_completions(9), scoring=Scoring(logits="chunked"))
 
 
 def test_attention_without_a_mask_and_tokens_of_an_adapter(llama: PreTrainedModel) -> None:
