@@ -10,6 +10,7 @@ from alignment.report.blocks import (
     Estimate,
     Fact,
     Facts,
+    Fold,
     Forest,
     Mark,
     Note,
@@ -87,7 +88,7 @@ def ablation_page(name: str, found: Ablated, *, recipe: str) -> Page:
         Section(title="Result", blocks=[*_overview(found), _table(variants, _HOW_TO_READ)]),
         Section(title="Which differences are real", blocks=[_table(comparisons, _HOW_TO_COMPARE)]),
         Section(title="Tuning", blocks=[_table(tuning_table(found), _HOW_TO_TUNE)] if found.tried else []),
-        Section(title="Runs", blocks=[_table(runs, "")]),
+        Section(title="Runs", blocks=[Fold(title=f"{len(runs[1])} runs", blocks=[_table(runs, "")])]),
         Section(title="Made by", blocks=[Code(title="ablation.yaml", text=recipe, folded=True)]),
     ]
     return Page(
@@ -152,7 +153,8 @@ def _overview(found: Ablated) -> Iterator[Block]:
     mean = best.means[found.metric]
     facts = []
     if mean is not None:
-        facts.append(Fact(label=f"{best.variant}, the best mean", value=f"{mean.mean:.3g}", note=_shown(mean)))
+        interval = mean.describe().partition(" ")[2]
+        facts.append(Fact(label=f"{best.variant}, the best mean", value=f"{mean.mean:.3g}", note=interval))
     real = sum(pair.better is not None for pair in found.comparisons)
     facts.append(Fact(label="real differences", value=f"{real} of {len(found.comparisons)}"))
     finished = [outcome for outcome in found.outcomes if outcome.state == "finished"]
