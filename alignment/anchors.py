@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.errors import UserError
-from alignment.policies import Scores, score
+from alignment.logps import Scores, choose_scoring, score, scoring_of
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
@@ -92,6 +92,9 @@ class AnchorSet:
         if needs.opponent in ("ref", "mixture") or needs.sampler == "mixture":
             # It answers, whether or not the loss reads its log-probs.
             self._keep_reference("ref", ref_model)
+        for held in self._copies.values():
+            if isinstance(held, nn.Module):
+                choose_scoring(held, scoring_of(model))
 
     def _keep_reference(self, name: str, ref_model: nn.Module | None) -> None:
         if ref_model is not None:
@@ -156,11 +159,16 @@ class AnchorSet:
         self._policy.train(was_training)
 
     @torch.no_grad()
-    def score(self, completions: Completions) -> dict[str, Scores]:
-        """Log-probs of the completions under every anchor; names that stand for the same policy share a forward."""
+    def score(self, completions: Completions, *, without: Collection[str] = ()) -> dict[str, Scores]:
+        """Log-probs of the completions under every anchor; names that stand for the same policy share a forward.
+
+        Args:
+            completions: of whatever policy.
+            without: anchors whose log-probs come from elsewhere.
+        """
         scores: dict[str, Scores] = {}
         scored: dict[object, Scores] = {}
-        for name in self.names:
+        for name in (name for name in self.names if name not in without):
             policy = self._copies.get(name, "behaviour" if name in self._behaviour else "base")
             if policy not in scored:
                 with self.model(name) as module:

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
 
 from alignment.errors import UserError
 from alignment.generation import read_options
+from alignment.logps import Layout, Logits, Scoring
 from alignment.stages import Sampling
 
 
@@ -36,6 +37,9 @@ class AlignmentArguments(TrainingArguments):
         max_completion_length: the longest response that is read from data, in tokens; longer ones are cut and counted.
         store_anchors: compute the log-probs of frozen policies once for a data set, before training, and keep them on
             disk: no reference model during training, and no forward of it in a second run.
+        scoring_layout: how log-probs are computed: ``prefix`` reads each prompt once for all of its responses,
+            ``dense`` once for each, ``auto`` chooses for every batch.
+        scoring_logits: ``chunked`` holds a bounded number of logits at a time, ``whole`` all of them, ``auto`` chooses.
         win_rate_completions: answers to a held-out prompt, of the policy and of the reference, for the win rate.
         win_rate_temperature: of these answers; 0 takes the likeliest token at each step.
         win_rate_max_new_tokens: the longest of them; ``None`` for ``max_new_tokens`` where the method samples, else
@@ -59,13 +63,15 @@ class AlignmentArguments(TrainingArguments):
     max_prompt_length: int = 512
     max_completion_length: int = 512
     store_anchors: bool = False
+    scoring_layout: Layout = "auto"
+    scoring_logits: Logits = "auto"
     win_rate_completions: int = 1
     win_rate_temperature: float = 1.0
     win_rate_max_new_tokens: int | None = None
     win_rate_prompts: int | None = None
 
     def __post_init__(self) -> None:
-        problems = list(_sampling_problems(self))
+        problems = list(_problems(self))
         if self.remove_unused_columns:
             problems.append("remove_unused_columns: expected False (the collator needs every column), got True")
         if problems:
@@ -86,8 +92,12 @@ class AlignmentArguments(TrainingArguments):
             top_k=self.top_k,
         )
 
+    def scoring(self) -> Scoring:
+        """How log-probs are computed."""
+        return Scoring(layout=self.scoring_layout, logits=self.scoring_logits)
 
-def _sampling_problems(args: AlignmentArguments) -> list[str]:
+
+def _problems(args: AlignmentArguments) -> list[str]:
     problems = []
     try:
         read_options(args.engine, args.engine_options)
@@ -101,6 +111,11 @@ def _sampling_problems(args: AlignmentArguments) -> list[str]:
             problems.append(
                 f"{name}: expected a finite number above 0 (infinite for enumerated responses), got {value}"
             )
+    for name, kind in (("scoring_layout", Layout), ("scoring_logits", Logits)):
+        if vars(args)[name] not in get_args(kind):
+            problems.append(f"{name}: expected one of {', '.join(get_args(kind))}, got {vars(args)[name]}")
+    if args.scoring_layout == "prefix" and args.scoring_logits == "whole":
+        problems.append("scoring_logits: 'whole' is the model's own forward, which cannot read a prompt once: 'prefix'")
     if args.average_decay is not None and not 0 <= args.average_decay <= 1:
         problems.append(f"average_decay: expected a number in [0, 1], got {args.average_decay}")
     for name in (

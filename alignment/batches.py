@@ -75,6 +75,13 @@ class EncodedRows(Dataset[EncodedRow]):
         """Whether any row is more than a prompt."""
         return any(item.completion_ids for item in self.rows)
 
+    def count_tokens(self) -> tuple[int, int]:
+        """Tokens with each prompt once for all of its completions, and once for each of them."""
+        prompts = sum(len(item.prompt_ids) for item in self.rows)
+        repeated = sum(len(item.prompt_ids) * len(item.completion_ids) for item in self.rows)
+        completions = sum(len(ids) for item in self.rows for ids in item.completion_ids)
+        return prompts + completions, repeated + completions
+
 
 class Collator:
     """Wraps the batch in a dictionary, which is what Trainer and Accelerate pass around."""

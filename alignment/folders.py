@@ -19,6 +19,7 @@ from alignment.config import Recipe
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
 from alignment.evaluation import Met
+from alignment.evaluation.manifests import write_json
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
 from alignment.values import differences, leaves
@@ -69,7 +70,7 @@ def write_summary(
     seconds: float,
     oracle_calls: int,
 ) -> None:
-    """The ends of a run as ``summary.json``.
+    """The ends of a run as ``summary.json``: where it is, the run has ended.
 
     Args:
         folder: the run folder.
@@ -81,7 +82,7 @@ def write_summary(
     """
     ends = {"before": dict(before), "after": dict(after)} | ({"average": dict(average)} if average else {})
     summary = {**ends, "seconds": round(seconds, 1), "oracle_calls": oracle_calls}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def write_samples(folder: Path, met: Sequence[Met]) -> None:

@@ -157,7 +157,8 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
             callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *build_callbacks(recipe)],
         ),
     )
-    console.print(f"policy: {_describe(trainer)}", markup=False, highlight=False)
+    for line in (f"policy: {_describe(trainer)}", *trainer.notes):
+        console.print(line, markup=False, highlight=False)
     return _Setup(trainer=trainer, checkpoint=checkpoint, console=console, is_first=is_first)
 
 

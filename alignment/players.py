@@ -362,6 +362,9 @@ class Player:
         if checkpoint is not None:
             check_same_recipe(checkpoint, recipe.to_yaml())
             self._say(number, f"resuming from {checkpoint}")
+        if index == 0:
+            for note in trainer.notes:
+                self._say(number, note)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = time.perf_counter() - started - trainer.evaluation_seconds

@@ -1,4 +1,4 @@
-"""A causal language model as a policy: log-probs of completions, and samples. The only file that calls ``forward``.
+"""A causal language model as a policy: it answers prompts, alone or mixed with a reference.
 
 Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``V`` vocabulary, ``N = B * G`` sequences.
 """
@@ -7,7 +7,6 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,76 +16,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, Engine, TokenIds
 from alignment.generation.transformers import TransformersEngine
+from alignment.logps import score
 from alignment.types import Completions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Log-probs of completions under one policy, float32, in nats. Here ``T`` counts completion columns only.
-
-    Attributes:
-        logps_BG: summed over completion tokens.
-        token_logps_BGT: of each token, zero outside the completion.
-        token_mask_BGT: true on completion tokens.
-        token_excess_BGT: ``log pi(y_t) - log sum_v pi(v)^2``, without gradient, where asked for.
-    """
-
-    logps_BG: Tensor
-    token_logps_BGT: Tensor
-    token_mask_BGT: Tensor
-    token_excess_BGT: Tensor | None = None
-
-
-def score(model: nn.Module, completions: Completions, *, confidence: bool = False) -> Scores:
-    """Log-probs of completion tokens; logits are computed at completion positions only.
-
-    Args:
-        model: a causal language model of transformers, wrapped or not.
-        completions: in the layout [padding | prompt | completion | padding].
-        confidence: also return ``token_excess_BGT``.
-    """
-    num_prompts, num_completions, width = completions.input_ids_BGT.shape
-    start = width - _completion_columns(completions.completion_mask_BGT)
-    ids_NT = completions.input_ids_BGT.reshape(-1, width)
-    attention_NT = completions.attention_mask_BGT.reshape(-1, width)
-    mask_NT = completions.completion_mask_BGT.reshape(-1, width)[:, start:]
-    # Left padding moves the first token away from column 0; a fully padded row gets position 0 throughout.
-    positions_NT = (attention_NT.long().cumsum(-1) - 1).clamp(min=0)
-    logits_NTV = model(
-        input_ids=ids_NT,
-        attention_mask=attention_NT.long(),
-        position_ids=positions_NT,
-        logits_to_keep=width - start + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    token_logps_NT, excess_NT = _token_logps(logits_NTV, ids_NT[:, start:], confidence=confidence)
-    shape = (num_prompts, num_completions, width - start)
-    token_logps_BGT = torch.where(mask_NT, token_logps_NT, 0.0).reshape(shape)
-    return Scores(
-        logps_BG=token_logps_BGT.sum(-1),
-        token_logps_BGT=token_logps_BGT,
-        token_mask_BGT=mask_NT.reshape(shape),
-        token_excess_BGT=None if excess_NT is None else excess_NT.reshape(shape),
-    )
-
-
-def _completion_columns(mask_BGT: Tensor) -> int:
-    """Width of the completion part: from the first column that any completion uses to the end."""
-    used_T = mask_BGT.any(0).any(0)
-    # A batch without a completion token still needs one column to score.
-    return int(mask_BGT.shape[-1] - used_T.int().argmax()) if used_T.any() else 1
-
-
-def _token_logps(logits_NTV: Tensor, ids_NT: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
-    logits_NTV = logits_NTV.float()
-    log_z_NT = logits_NTV.logsumexp(-1)
-    token_logps_NT = logits_NTV.gather(-1, ids_NT[..., None]).squeeze(-1) - log_z_NT
-    if not confidence:
-        return token_logps_NT, None
-    with torch.no_grad():
-        log_collision_NT = (2.0 * logits_NTV).logsumexp(-1) - 2.0 * log_z_NT
-        return token_logps_NT, token_logps_NT - log_collision_NT
-
 
 PolicyContext = Callable[[], AbstractContextManager[nn.Module]]
 """Opens a context in which the module that it gives acts as one policy (a LoRA model without its adapter, say)."""

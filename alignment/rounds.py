@@ -189,6 +189,19 @@ SELECTIONS: Mapping[str, Selection] = MappingProxyType(
 )
 
 
+def questions_of_a_prompt(pairs: str, num_answers: int) -> int:
+    """How often a selection asks about one prompt.
+
+    Example:
+        >>> [questions_of_a_prompt(name, 8) for name in SELECTIONS]
+        [28, 1, 28, 11]
+    """
+    every = num_answers * (num_answers - 1) // 2
+    # The winner's way, that of the loser after their common first matches, and the final.
+    tournament = (num_answers - 1) + (num_answers // 2 - 1) + 1
+    return {"all": every, "random": 1, "best_worst": every, "knockout": tournament}[pairs]
+
+
 def _generator(seed: int, number: int) -> torch.Generator:
     """Another seed for every chunk, so that it does not matter who has it."""
     return torch.Generator().manual_seed(seed * 1_000_003 + number)

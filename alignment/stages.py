@@ -3,7 +3,7 @@
 Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``J`` opponent's completions, ``T`` tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,8 +15,9 @@ from alignment.anchors import AnchorSet
 from alignment.data import Batch, prompt_text
 from alignment.errors import UserError
 from alignment.functional import group_wins
+from alignment.logps import score
 from alignment.oracles import PanelOracle, ask, preference_matrix
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Player, Previous
 
 _MIXTURE = "mixture"
@@ -301,9 +302,10 @@ def annotate(
     weights_BG: Tensor | None,
     row_weight_B: Tensor,
     mismatched: Completions | None = None,
+    without: Collection[str] = (),
 ) -> Annotated:
-    """Add the anchors' log-probs, fresh."""
-    scores = anchors.score(completions)
+    """Add the anchors' log-probs, fresh, but for those that come from elsewhere."""
+    scores = anchors.score(completions, without=without)
     device = completions.input_ids_BGT.device
     return Annotated(
         completions=completions,

@@ -60,10 +60,11 @@ from alignment.iterations import (
     per_iteration,
 )
 from alignment.launch import check_deepspeed
+from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
 from alignment.stages import (
     Annotated,
@@ -78,7 +79,7 @@ from alignment.stages import (
     sample_metrics,
 )
 from alignment.store import store_folder, with_stored_anchors
-from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
+from alignment.types import Behaviour, LossInputs, LossOutput, Measure, Method, Oracle
 from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,9 @@ class PreferenceTrainer(Trainer):
         measures: functions of the policy whose figures join those of every evaluation.
         engine: draws answers; ``None`` for the one that ``args`` describe where the method samples, else transformers.
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
+
+    Attributes:
+        notes: how log-probs are computed, and why so; for the start of a log.
 
     Raises:
         UserError: if the method's needs are not met; nothing has been trained then.
@@ -190,6 +194,7 @@ class PreferenceTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
         self.engine = self._make_engine() if engine is None else engine
+        self.notes = self._choose_scoring()
         self.anchors = self._make_anchors(ref_model, past_models, players)
         self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self._steps))
@@ -205,6 +210,7 @@ class PreferenceTrainer(Trainer):
         # The last step of an iteration: the first batch begins one.
         self._step = self._steps - 1
         self._rolled: list[Annotated] = []
+        self._own_anchors = self._find_own_anchors()
         self._metrics: dict[str, tuple[float, float]] = {}
 
     @property
@@ -238,6 +244,15 @@ class PreferenceTrainer(Trainer):
             lora_rank=lora_rank(self.model),
             num_processes=self.args.world_size,
         )
+
+    def _find_own_anchors(self) -> tuple[str, ...]:
+        """Anchors whose log-probs the policy's own forward gives: it sampled, and has not moved since.
+
+        With noise in the forward it would be another number, and past a look-ahead another policy.
+        """
+        if self.needs.stages > 1 or self.needs.per_token or has_dropout(self.model):
+            return ()
+        return tuple(spec.name for spec in self.needs.anchors if isinstance(spec, Behaviour))
 
     def _make_anchors(
         self,
@@ -275,6 +290,16 @@ class PreferenceTrainer(Trainer):
                         announce=logger.info,
                     )
         return anchors.unread()
+
+    def _choose_scoring(self) -> tuple[str, ...]:
+        """The policy, and whatever is copied from it, is scored as ``args`` say."""
+        choose_scoring(self.model, self.args.scoring())
+        sharing, *logits = describe_scoring(self.model, self.args.device)
+        assert isinstance(self.train_dataset, EncodedRows)
+        if self.train_dataset.has_responses:
+            shared, dense = self.train_dataset.count_tokens()
+            sharing += f"; the training rows have {shared:,} tokens that way, and {dense:,} in rows of one completion"
+        return (sharing, *logits)
 
     def _calibrate(self, panel: PanelOracle) -> None:
         """Put the rewards of a panel on one scale, by two answers of the reference to each of the first prompts."""
@@ -404,7 +429,10 @@ class PreferenceTrainer(Trainer):
                 wrapper.rewind()
         total = torch.stack([self._weights(item).sum() for item in annotated]).sum()
         total = self.accelerator.reduce(total, reduction="sum")
-        inputs = [{"input_ids": item.completions.input_ids_BGT, "annotated": item} for item in annotated]
+        inputs = [
+            {"input_ids": item.completions.input_ids_BGT, "annotated": item, "index": i}
+            for i, item in enumerate(annotated)
+        ]
         return inputs, total
 
     def _sample_seed(self) -> int:
@@ -431,6 +459,7 @@ class PreferenceTrainer(Trainer):
             self.needs,
             weights_BG=rolled.weights_BG,
             row_weight_B=batch.row_weight_B,
+            without=self._own_anchors,
         )
         # Listed responses are not samples.
         is_sampled = rolled.weights_BG is None
@@ -484,6 +513,8 @@ class PreferenceTrainer(Trainer):
         assert not return_outputs and num_items_in_batch is not None
         annotated: Annotated = inputs["annotated"]
         x, output = self._forward(model, annotated)
+        # Later steps on the same samples read what the first one found.
+        self._rolled[inputs["index"]] = replace(annotated, anchors=x.anchors)
         weights_B = output.weight_B * annotated.row_weight_B
         self._record("train", x, output, weights_B, annotated.metrics)
         scale = self.current_gradient_accumulation_steps * self.args.world_size
@@ -494,13 +525,14 @@ class PreferenceTrainer(Trainer):
     def _forward(self, model: nn.Module, annotated: Annotated) -> tuple[LossInputs, LossOutput]:
         scores = score(model, annotated.completions, confidence=self.needs.confidence)
         is_token_level = self.needs.per_token or self.needs.confidence
+        own = dict.fromkeys(self._own_anchors, scores.logps_BG.detach())
         x = LossInputs(
             logps_BG=scores.logps_BG,
             lengths_BG=annotated.completions.lengths_BG,
             valid_BG=annotated.completions.valid_BG,
             feedback=annotated.feedback,
             weights_BG=annotated.weights_BG,
-            anchors=annotated.anchors,
+            anchors=own | dict(annotated.anchors),
             token_logps_BGT=scores.token_logps_BGT if is_token_level else None,
             token_mask_BGT=scores.token_mask_BGT if is_token_level else None,
             token_anchors=annotated.token_anchors,

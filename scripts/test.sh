@@ -4,6 +4,7 @@
 #   bash scripts/test.sh                      the default tier: no network, no GPU
 #   bash scripts/test.sh -m slow              likewise distributed, bench, gpu
 #   bash scripts/test.sh tests/methods -x
+#   bash scripts/test.sh -n 0 --pdb           in this process, not in two workers that take a file each
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,4 +14,4 @@ bash scripts/setup_env.sh dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export HF_HUB_OFFLINE=1 TRL_EXPERIMENTAL_SILENCE=1 TOKENIZERS_PARALLELISM=false
 
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -25,6 +25,7 @@ COMMANDS = [
     ["annotate"],
     ["sft"],
     ["reward"],
+    ["ablate"],
     ["sample"],
     ["export"],
     ["evaluate"],

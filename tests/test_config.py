@@ -317,6 +317,11 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
             "evaluation={oracle: {kind: rule, rule: shorter}, temperature: 0, num_completions: 2}",
             "evaluation: expected num_completions: 1 at temperature 0",
         ),
+        ("scoring.layout=packed", "scoring.layout: expected "),
+        (
+            "scoring={layout: prefix, logits: whole}",
+            "scoring: expected logits: auto or chunked with layout: prefix, got whole",
+        ),
         ("training.learning_rate=1/3", "training.learning_rate: expected a number, got '1/3'"),
         ("training.bf16=1", "training.bf16: expected true or false, got 1"),
         ("training.save_strategy=never", "training.save_strategy: expected one of no, steps, epoch, best, got 'never'"),
@@ -552,6 +557,7 @@ def test_early_stopping_needs_a_metric_and_four_bits_an_adapter(write: Write) ->
 
 def test_the_arguments_carry_every_key_of_the_recipe(write: Write) -> None:
     from alignment.config import build_arguments
+    from alignment.logps import Scoring
 
     overrides = [
         "sampling={num_completions: 3, temperature: 0.7, max_new_tokens: 9, top_k: 5,"
@@ -559,12 +565,16 @@ def test_the_arguments_carry_every_key_of_the_recipe(write: Write) -> None:
         "data.max_prompt_length=11",
         "data.max_completion_length=13",
         "training={learning_rate: 5e-7, save_strategy: no, gradient_checkpointing: true}",
+        "scoring={layout: dense, logits: whole}",
         "seed=6",
     ]
-    args = build_arguments(load_recipe(write(ONLINE), overrides).recipe)
+    recipe = load_recipe(write(ONLINE), overrides).recipe
+    assert load_recipe(write(recipe.to_yaml(), "resolved.yaml")).recipe == recipe
+    args = build_arguments(recipe)
     sampling = (args.num_completions, args.temperature, args.max_new_tokens, args.top_k)
     assert sampling == (3, 0.7, 9, 5)
     assert (args.opponent_temperature, args.opponent_completions) == (0.9, 4)
+    assert args.scoring() == Scoring(layout="dense", logits="whole")
     assert (args.max_prompt_length, args.max_completion_length, args.seed) == (11, 13, 6)
     assert (args.learning_rate, args.save_strategy, args.gradient_checkpointing) == (5e-7, "no", True)
     assert args.output_dir == "runs/test"

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from alignment.cli import app, main
 from alignment.config import DataSpec, Recipe, load_recipe, recipes_folder
+from alignment.config.ablation import load_ablation
 from alignment.config.evaluation import load_evaluation_recipe
 from alignment.config.parsing import parse_text
 from alignment.config.training import training_keys, training_problems
@@ -110,7 +111,8 @@ def test_recipe_blocks_are_sound(block: Block, folder: Path) -> None:
     tree = parse_text(block.text, "docs")
     if "output_dir" in tree:
         Path("block.yaml").write_text(block.text)
-        (load_evaluation_recipe if "policies" in tree else load_recipe)("block.yaml")
+        loads = {"policies": load_evaluation_recipe, "seeds": load_ablation, "method": load_recipe}
+        loads[next(key for key in loads if key in tree)]("block.yaml")
         return
     for key, value in tree.items():
         assert key in Recipe.model_fields, f"'{key}' is no block of a recipe"

@@ -8,10 +8,11 @@ import typer
 
 from alignment.cli.app import app
 from alignment.cli.arguments import AsJson, OverridesArgument, RecipeArgument
-from alignment.cli.printing import open_console, print_notes
+from alignment.cli.printing import bars, open_console, print_notes, print_plain, progress_bar
 
 if TYPE_CHECKING:
     from alignment.doctor import Examination
+    from alignment.evaluation.ablations import Ablated
     from alignment.iterative import Stage
 
 
@@ -128,6 +129,57 @@ def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     from alignment.fitting import reward as command
 
     command.run(loaded.recipe)
+
+
+@app.command()
+def ablate(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Cells at a time.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare settings over seeds, at the same budget.
+
+    Each cell is a run by accelerate launch. Writes tables, figures and a page into
+    output_dir; killed and run again, it repeats no finished cell. Exits with 1 if a
+    cell failed.
+
+    \b
+    Example: alignment ablate recipes/ablations/methods_equal_budget.yaml --jobs 2
+    """
+    from alignment.config.ablation import load_ablation
+
+    loaded = load_ablation(recipe, overrides or ())
+    print_notes(loaded.notes)
+    from alignment import ablation as command
+
+    with progress_bar() as progress:
+        found = command.ablate(
+            loaded, jobs=jobs, announce=lambda line: typer.echo(line, err=True), progress=bars(progress)
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        _print_ablation(found)
+    typer.echo(f"wrote {loaded.recipe.output_dir}", err=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _print_ablation(found: "Ablated") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from alignment.report.ablation import comparisons_table, tuning_table, variants_table
+
+    for headings, rows in (tuning_table(found), variants_table(found), comparisons_table(found)):
+        if rows:
+            table = Table(*headings, box=None, pad_edge=False)
+            for row in rows:
+                table.add_row(*map(Text, row))
+            print_plain(table)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 @app.command()

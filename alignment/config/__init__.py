@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.config.compose import compose, recipes_folder, shipped_recipes
+from alignment.config.compose import Override, compose, recipes_folder, shipped_recipes
 from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
 from alignment.config.schema import (
     DataSource,
@@ -65,12 +65,12 @@ class LoadedRecipe:
     notes: tuple[str, ...]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedRecipe:
     """Read a recipe with what it extends, apply ``key.sub=value`` overrides, expand ``${NAME}``, check everything.
 
     Args:
         path: a file, or the name of a shipped recipe.
-        overrides: for example ``training.learning_rate=5e-7``; the value is read as YAML.
+        overrides: for example ``training.learning_rate=5e-7``, whose value is read as YAML, or the key and the value.
 
     Raises:
         UserError: with one line for each mistake, unmet needs of the method first.

@@ -15,6 +15,8 @@ from alignment.errors import UserError
 from alignment.methods import load_card
 
 Tree = dict[str, Any]
+# ``key.sub=value`` with the value as YAML, or the dotted key and the value itself.
+Override = str | tuple[str, Any]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -54,7 +56,7 @@ def shipped_recipes() -> tuple[Path, ...]:
     return tuple(sorted(path for path in paths if path.parts[0] not in _NO_RECIPES))
 
 
-def compose(path: str | Path, overrides: Sequence[str]) -> Composed:
+def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
     """Read a recipe, everything that it extends, and the overrides ``key.sub=value``.
 
     Raises:
@@ -138,8 +140,8 @@ def _merge(base: Tree, over: Tree) -> Tree:
     return merged
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Tree, tuple[str, ...]]:
-    """Set ``key.sub=value`` in a copy of ``tree``; the value is read as YAML.
+def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[Override]) -> tuple[Tree, tuple[str, ...]]:
+    """Set ``key.sub=value`` in a copy of ``tree``; the value is read as YAML, unless key and value are given apart.
 
     Where an override changes ``method.name``, options that the new card also declares are kept and the others dropped.
 
@@ -172,7 +174,9 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[
     return result, notes
 
 
-def _parse_override(override: str) -> tuple[list[str], Any]:
+def _parse_override(override: Override) -> tuple[list[str], Any]:
+    if not isinstance(override, str):
+        return override[0].split("."), override[1]
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):

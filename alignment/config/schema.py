@@ -337,6 +337,24 @@ class AnchorsSpec(Block):
     store: bool = False
 
 
+class ScoringSpec(Block):
+    """How log-probs are computed, which changes their cost and not their value.
+
+    Attributes:
+        layout: ``prefix`` reads each prompt once for all of its responses, ``dense`` once for each.
+        logits: ``chunked`` holds a bounded number of logits at a time, ``whole`` all of them.
+    """
+
+    layout: Literal["auto", "prefix", "dense"] = "auto"
+    logits: Literal["auto", "chunked", "whole"] = "auto"
+
+    @model_validator(mode="after")
+    def _own_forward_shares_nothing(self) -> Self:
+        if self.layout == "prefix" and self.logits == "whole":
+            raise ValueError("expected logits: auto or chunked with layout: prefix, got whole, the model's own forward")
+        return self
+
+
 class PlayerSpec(Block):
     """One of several players: its oracle, and the method's options that are its own."""
 
@@ -408,6 +426,7 @@ class Recipe(Block):
     sampling: SamplingSpec = SamplingSpec()
     schedule: ScheduleSpec
     anchors: AnchorsSpec = AnchorsSpec()
+    scoring: ScoringSpec = ScoringSpec()
     average: AverageSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     evaluation: EvaluationSpec | None = None
@@ -512,6 +531,8 @@ class Recipe(Block):
             tree["sampling"]["vllm"] = self.sampling.vllm.model_dump(exclude_unset=True)
         if not self.anchors.store:
             del tree["anchors"]
+        if self.scoring == ScoringSpec():
+            del tree["scoring"]
         tree["data"] = plain_data(tree["data"])
         if self.build_method().needs.schedule != "iterative":
             tree["schedule"] = {"kind": self.schedule.kind}
@@ -522,8 +543,8 @@ class Recipe(Block):
 
 # Blocks in which null means "as if the key were not there", so that an override can take back what a recipe set.
 _NULLABLE = (
-    *("policy", "data", "sampling", "schedule", "anchors", "average", "training", "evaluation", "early_stopping"),
-    *("mixture", "prompts", "length_control"),
+    *("policy", "data", "sampling", "schedule", "anchors", "scoring", "average", "training", "evaluation"),
+    *("early_stopping", "mixture", "prompts", "length_control"),
 )
 
 

@@ -101,6 +101,23 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forest:
+    """Estimates with their intervals, a row each, and the values behind them, on an axis that need not hold zero.
+
+    Attributes:
+        title: what is drawn.
+        rows: (label, estimate, values); ``None`` where there is no estimate.
+        caption: how to read it.
+        upright: marks of the axis.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Estimate | None, Sequence[float]]]
+    caption: str = ""
+    upright: Sequence[Mark] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
     """Numbers of rows against columns, tinted by their distance from ``centre``.
 
@@ -211,7 +228,7 @@ class Fold:
     blocks: Sequence["Block"]
 
 
-Block = Curves | Scatter | Bars | Matrix | Table | Samples | Code | Facts | Note | Fold
+Block = Curves | Scatter | Bars | Forest | Matrix | Table | Samples | Code | Facts | Note | Fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

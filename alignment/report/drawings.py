@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment.report.blocks import Bars, Curves, Estimate, Scatter
+from alignment.report.blocks import Bars, Curves, Estimate, Forest, Scatter
 from alignment.report.scales import Scale, around, number
 
 Point = tuple[float, float]
@@ -148,14 +148,7 @@ def draw_bars(block: Bars) -> Drawing:
                 bars.extend(_bar(index, name, estimate, x, y))
                 y += _ROW
         y += 0.0 if is_single else 6.0
-    axis: list[Element] = [
-        element
-        for tick in x.ticks(5)
-        for element in (
-            _rule(x(tick), top, x(tick), y, "grid"),
-            _text(x(tick), y + 14.0, number(tick), "tick", anchor="middle"),
-        )
-    ]
+    axis = _ticks_below(x, top, y)
     for mark in block.upright:
         axis.append(_text(x(mark.value), 12.0, mark.label, "mark", anchor="middle"))
         bars.append(_rule(x(mark.value), top - 4.0, x(mark.value), y, "mark"))
@@ -166,6 +159,33 @@ def draw_bars(block: Bars) -> Drawing:
         if estimate is not None
     ]
     return Drawing(height=y + 20.0, elements=[*axis, *bars], summary=f"{block.title}. {'; '.join(said)}.")
+
+
+def draw_forest(block: Forest) -> Drawing:
+    """A row for each estimate: its interval, its sign, and a small ring at each of the values behind it."""
+    shown = [(label, estimate, values) for label, estimate, values in block.rows if estimate is not None]
+    if not shown:
+        return Drawing(height=0.0, elements=(), summary=block.title)
+    ends = [end for _, it, values in shown for end in (it.value, it.low, it.high, *values) if end is not None]
+    left = min(_LABELS, 12.0 + _LETTER * max(len(label) for label, _, _ in shown))
+    x = Scale(*around([*ends, *(mark.value for mark in block.upright)]), left, WIDTH - 52.0)
+    top = 20.0 if block.upright else 6.0
+    bottom = top + _ROW * len(shown)
+    elements = _ticks_below(x, top, bottom)
+    for mark in block.upright:
+        elements.append(_text(x(mark.value), 12.0, mark.label, "mark", anchor="middle"))
+        elements.append(_rule(x(mark.value), top - 4.0, x(mark.value), bottom, "mark"))
+    for index, (label, estimate, values) in enumerate(shown):
+        middle = top + _ROW * (index + 0.5)
+        elements.append(_label(label, x.start, middle))
+        for value in values:
+            ring: dict[str, str | float] = {"cx": x(value), "cy": middle, "r": 2.6, "class": "ring"}
+            elements.append(Element("circle", ring, title=f"{label}: {number(value)}"))
+        elements.extend(_whisker(estimate, x, middle))
+        elements.append(sign(0, x(estimate.value), middle, title=f"{label}: {_describe(estimate)}"))
+        elements.append(_text(WIDTH - 46.0, middle + 4.0, _short(estimate.value), "value"))
+    said = [f"{label}: {_describe(estimate)}" for label, estimate, _ in shown]
+    return Drawing(height=bottom + 20.0, elements=elements, summary=f"{block.title}. {'; '.join(said)}.")
 
 
 def _has_place(value: float, log: bool) -> bool:
@@ -276,9 +296,7 @@ def _band(index: int, band: Sequence[tuple[float, float, float]], axes: _Axes) -
 
 def _bar(index: int, name: str, estimate: Estimate, x: Scale, top: float) -> Iterable[Element]:
     middle = top + _ROW / 2
-    most = int((x.start - 8.0) / _LETTER)
-    short = name if len(name) <= most else f"{name[: most - 1]}…"
-    yield _text(x.start - 8.0, middle + 4.0, short, "tick", anchor="end", title=name)
+    yield _label(name, x.start, middle)
     width = max(0.0, x(estimate.value) - x.start)
     box: dict[str, str | float] = {
         "x": x.start,
@@ -288,13 +306,36 @@ def _bar(index: int, name: str, estimate: Estimate, x: Scale, top: float) -> Ite
         "class": f"bar c{index % _COLOURS}",
     }
     yield Element("rect", box, title=f"{name}: {_describe(estimate)}")
-    end = x(estimate.value)
+    yield from _whisker(estimate, x, middle)
+    end = estimate.value if estimate.low is None or estimate.high is None else max(estimate.high, estimate.value)
+    yield _text(x(end) + 6.0, middle + 4.0, _short(estimate.value), "value")
+
+
+def _label(name: str, end: float, middle: float) -> Element:
+    """The name of a row, cut where it is too long; whole where the pointer rests."""
+    most = int((end - 8.0) / _LETTER)
+    short = name if len(name) <= most else f"{name[: most - 1]}…"
+    return _text(end - 8.0, middle + 4.0, short, "tick", anchor="end", title=name)
+
+
+def _whisker(estimate: Estimate, x: Scale, middle: float) -> Iterable[Element]:
     if estimate.low is not None and estimate.high is not None:
-        low, end = x(estimate.low), x(estimate.high)
-        yield _rule(low, middle, end, middle, "whisker")
-        for place in (low, end):
+        low, high = x(estimate.low), x(estimate.high)
+        yield _rule(low, middle, high, middle, "whisker")
+        for place in (low, high):
             yield _rule(place, middle - 4.0, place, middle + 4.0, "whisker")
-    yield _text(max(end, x(estimate.value)) + 6.0, middle + 4.0, _short(estimate.value), "value")
+
+
+def _ticks_below(x: Scale, top: float, bottom: float) -> list[Element]:
+    """Lines of the grid, and their numbers below."""
+    return [
+        element
+        for tick in x.ticks(5)
+        for element in (
+            _rule(x(tick), top, x(tick), bottom, "grid"),
+            _text(x(tick), bottom + 14.0, number(tick), "tick", anchor="middle"),
+        )
+    ]
 
 
 def _short(value: float) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from alignment.report.blocks import Block, Cell, Curves, Estimate, Matrix, Page
-from alignment.report.drawings import Element, draw_bars, draw_curves, draw_scatter, series_class, sign
+from alignment.report.blocks import Block, Cell, Curves, Estimate, Forest, Matrix, Page
+from alignment.report.drawings import Element, draw_bars, draw_curves, draw_forest, draw_scatter, series_class, sign
 from alignment.report.scales import number
 
 # Rows of the figures under a curve; more are thinned out evenly.
@@ -22,6 +22,11 @@ _MOST_TINT = 48.0
 def render(page: Page) -> str:
     """The page as HTML."""
     return _environment().get_template("page.html").render(page=page)
+
+
+def render_figure(block: Forest) -> str:
+    """A figure by itself as SVG, for a paper."""
+    return _environment().get_template("figure.svg").render(title=block.title, drawn=draw_forest(block))
 
 
 def write_page(page: Page, path: Path) -> Path:
@@ -61,6 +66,7 @@ def _environment() -> jinja2.Environment:
         "draw_curves": draw_curves,
         "draw_scatter": draw_scatter,
         "draw_bars": draw_bars,
+        "draw_forest": draw_forest,
         "series_class": series_class,
         "sign": sign,
         "rows_of": _rows_of,

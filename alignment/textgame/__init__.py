@@ -1,6 +1,6 @@
 """A small text game on a real causal language model: every answer can be enumerated, so every claim can be checked."""
 
-from alignment.textgame.addresses import is_address, read_address, resolve_model, shared_game
+from alignment.textgame.addresses import count_rows, is_address, read_address, resolve_model, shared_game
 from alignment.textgame.exact import ExactFigures
 from alignment.textgame.game import EnumeratedPolicy, TextGame
 from alignment.textgame.oracle import AnswerOracle
@@ -15,6 +15,7 @@ __all__ = [
     "TextGame",
     "World",
     "build_world",
+    "count_rows",
     "draw_rows",
     "is_address",
     "read_address",

@@ -13,8 +13,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.data import Row, Turn, collate, encode_rows
 from alignment.games import PanelGame, PreferenceGame
+from alignment.logps import score
 from alignment.oracles import PanelOracle
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.textgame.model import chosen, supervised_model, word_tokenizer
 from alignment.textgame.oracle import AnswerOracle
 from alignment.textgame.world import World, build_world

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from alignment.cache import Entry, cache_folder, read_entry, write_entry
-from alignment.policies import score
+from alignment.logps import Scoring, score
 from alignment.textgame.world import World
 from alignment.tiny import BOS, CHAT_TEMPLATE, END, PAD, tiny_model
 from alignment.types import Completions
@@ -92,7 +92,8 @@ def _supervise(model: LlamaForCausalLM, habits_XA: Tensor, answers: Completions,
     scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
     for _ in range(steps):
         drawn_XG = torch.multinomial(habits_XA, int(_SUPERVISION["answers"]), replacement=True, generator=generator)
-        loss = -score(model, chosen(answers, drawn_XG)).logps_BG.mean()
+        # Always the same way: these weights are the game.
+        loss = -score(model, chosen(answers, drawn_XG), scoring=Scoring(logits="whole")).logps_BG.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,6 +7,7 @@ Shape letters: ``G`` answers of a row, ``N`` pairs of them; ``X``, ``A``, ``S`` 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,8 +20,8 @@ from alignment.textgame.game import TextGame
 # Answers of a row where there are several.
 _SEVERAL = 16
 
-View = Callable[[TextGame, int, torch.Generator], Row]
-"""Game, number of the question, source of chance -> a row."""
+View = Callable[..., Row]
+"""Game, number of the question, source of chance, and for :data:`SEVERAL` the number of answers -> a row."""
 
 
 def prompt(text: TextGame, x: int, generator: torch.Generator) -> Row:
@@ -39,17 +40,17 @@ def pair(text: TextGame, x: int, generator: torch.Generator) -> Row:
     return _row(text, x, drawn_G, comparisons=_verdicts(text, x, drawn_G, generator))
 
 
-def comparisons(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Sixteen answers, each pair decided: 120 verdicts."""
-    drawn_G = _answers(text, x, _SEVERAL, generator)
+def comparisons(text: TextGame, x: int, generator: torch.Generator, answers: int = _SEVERAL) -> Row:
+    """Several answers, each pair decided; of sixteen: 120 verdicts."""
+    drawn_G = _answers(text, x, answers, generator)
     return _row(text, x, drawn_G, comparisons=_verdicts(text, x, drawn_G, generator))
 
 
-def ranking(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Sixteen answers, each pair decided: 120 verdicts; a score is the share of its pairs that an answer won."""
-    drawn_G = _answers(text, x, _SEVERAL, generator)
+def ranking(text: TextGame, x: int, generator: torch.Generator, answers: int = _SEVERAL) -> Row:
+    """Several answers, each pair decided; a score is the share of its pairs that an answer won."""
+    drawn_G = _answers(text, x, answers, generator)
     verdicts = _verdicts(text, x, drawn_G, generator)
-    won = [sum(verdict.winner == g for verdict in verdicts) / (_SEVERAL - 1) for g in range(_SEVERAL)]
+    won = [sum(verdict.winner == g for verdict in verdicts) / (answers - 1) for g in range(answers)]
     return _row(text, x, drawn_G, comparisons=verdicts, scores=tuple(won))
 
 
@@ -75,9 +76,9 @@ def vote(text: TextGame, x: int, generator: torch.Generator) -> Row:
     )
 
 
-def scored(text: TextGame, x: int, generator: torch.Generator) -> Row:
-    """Sixteen answers, rated by each group of annotators: the probability of beating an answer of the reference."""
-    drawn_G = _answers(text, x, _SEVERAL, generator)
+def scored(text: TextGame, x: int, generator: torch.Generator, answers: int = _SEVERAL) -> Row:
+    """Several answers, rated by each group of annotators: the probability of beating an answer of the reference."""
+    drawn_G = _answers(text, x, answers, generator)
     panel = [
         OracleScores(name, tuple((prefs_XAA[x, drawn_G] @ text.ref_XA[x]).tolist()))
         for name, prefs_XAA in text.group_preferences.items()
@@ -98,8 +99,11 @@ VIEWS: Mapping[str, View] = MappingProxyType(
     }
 )
 
+SEVERAL = ("comparisons", "lists", "scores")
+"""Views whose rows have several answers."""
 
-def draw_rows(text: TextGame, name: str, count: int, *, seed: int = 0) -> tuple[Row, ...]:
+
+def draw_rows(text: TextGame, name: str, count: int, *, seed: int = 0, answers: int | None = None) -> tuple[Row, ...]:
     """A data set of the game.
 
     Args:
@@ -107,10 +111,25 @@ def draw_rows(text: TextGame, name: str, count: int, *, seed: int = 0) -> tuple[
         name: a key of :data:`VIEWS`.
         count: rows; the questions take turns.
         seed: of answers and verdicts.
+        answers: of a row, for a view of :data:`SEVERAL`; ``None`` for sixteen.
     """
-    view = VIEWS[name]
+    view = VIEWS[name] if answers is None else partial(VIEWS[name], answers=answers)
     generator = torch.Generator().manual_seed(seed)
     return tuple(view(text, n % len(text.world.questions), generator) for n in range(count))
+
+
+def verdicts_of_a_row(name: str, answers: int | None = None) -> int:
+    """How often somebody was asked for a row of a view.
+
+    Example:
+        >>> verdicts_of_a_row("comparisons"), verdicts_of_a_row("lists", 4), verdicts_of_a_row("prompts")
+        (120, 6, 0)
+    """
+    count = answers or _SEVERAL
+    pairs = count * (count - 1) // 2
+    # Two groups rate each answer.
+    several = {"comparisons": pairs, "lists": pairs, "scores": 2 * count}
+    return several.get(name, 0 if name in ("prompts", "demonstrations") else 1)
 
 
 def _row(text: TextGame, x: int, answers_G: Tensor, **feedback: Any) -> Row:

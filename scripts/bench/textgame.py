@@ -66,6 +66,7 @@ class Setting:
         rounds: of an iterative method; 0 for an online one.
         passes: over the data of a round, in each fit.
         learning_rate: at its highest.
+        decay: of the learning rate; none for an average of iterates, in which late ones would stand still and count.
     """
 
     method: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Setting:
     rounds: int = 0
     passes: int = 2
     learning_rate: float = 5e-4
+    decay: str = "cosine"
 
 
 SETTINGS: dict[str, Setting] = {
@@ -96,7 +98,9 @@ SETTINGS: dict[str, Setting] = {
         learning_rate=1e-3,
     ),
     "spo": Setting(method={"name": "spo", "kappa_ref": TAU}),
-    "spo_average": Setting(method={"name": "spo", "kappa_ref": 0.0}, tau=0.0, learning_rate=1e-3),
+    "spo_average": Setting(
+        method={"name": "spo", "kappa_ref": 0.0}, tau=0.0, learning_rate=2.5e-4, decay="constant_with_warmup"
+    ),
     "sppo": Setting(method={"name": "sppo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
     "onpo": Setting(method={"name": "onpo", "eta": ETA}, tau=0.0, rounds=ROUNDS, learning_rate=1e-3),
     "online_dpo": Setting(method={"name": "online_dpo", "beta": 1.0}),
@@ -163,7 +167,7 @@ def arguments(folder: str, setting: Setting, **changes: Any) -> AlignmentArgumen
         "max_prompt_length": 32,
         "max_completion_length": 32,
         "learning_rate": setting.learning_rate,
-        "lr_scheduler_type": "cosine",
+        "lr_scheduler_type": setting.decay,
         "warmup_steps": 20,
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -318,19 +322,22 @@ def draw(folder: Path) -> None:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=",".join(SETTINGS), help="names with commas between them")
+    parser.add_argument(
+        "--methods", help="names with commas between them; default: all, with --read those in the folder"
+    )
     parser.add_argument("--budget", type=int, default=BUDGET, help="questions to the oracle for each method")
     parser.add_argument("--learning-rate", type=float, help="in place of the methods' own")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--folder", type=Path, help="where the curves go")
     parser.add_argument("--read", action="store_true", help="play nothing: the table of the curves in the folder")
     options = parser.parse_args()
-    names = options.methods.split(",")
+    if options.read and not options.folder:
+        parser.error("--read: expected --folder with the curves of earlier runs, got none")
+    played = [name for name in SETTINGS if not options.read or (options.folder / f"{name}.json").exists()]
+    names = options.methods.split(",") if options.methods else played
     unknown = [name for name in names if name not in SETTINGS]
     if unknown:
         parser.error(f"--methods: expected some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
-    if options.read and not options.folder:
-        parser.error("--read: expected --folder with the curves of earlier runs, got none")
     if options.read:
         curves = {name: json.loads((options.folder / f"{name}.json").read_text()) for name in names}
     else:

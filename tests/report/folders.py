@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.evaluation.ablations import Ablated, Outcome, summarise
+
 Record = Mapping[str, Any]
 
 # The gap falls to a tenth at each evaluation: on a logarithmic axis the points lie on a line.
@@ -92,3 +94,28 @@ def write_run(
     if samples:
         write_jsonl(folder / "samples.jsonl", samples)
     return folder
+
+
+def ablated() -> Ablated:
+    """Six variants over three seeds, with names of any length; one run failed, one method was tuned."""
+    variants = ["short", "a variant with a rather long name", "x" * 40, "d", "e", "f"]
+    outcomes = [
+        Outcome(
+            variant=variant,
+            trial="learning_rate=0.001",
+            seed=seed,
+            is_tuning=seed == 9,
+            folder=f"runs/ablations/methods/cells/{variant}/learning_rate=0.001/seed-{seed}",
+            state="failed" if (number, seed) == (1, 2) else "finished",
+            figures={} if (number, seed) == (1, 2) else {"exact_gap": 0.01 * number + 0.001 * (seed * number % 5)},
+            start={"exact_gap": 0.145},
+            seconds=40.0 + 10.0 * number + seed,
+            oracle_calls=57_600,
+            error="RuntimeError: " + "out of memory " * 20 if (number, seed) == (1, 2) else "",
+        )
+        for number, variant in enumerate(variants)
+        for seed in (9, 0, 1, 2)
+    ]
+    return summarise(
+        outcomes, variants=variants, metrics={"exact_gap": "lower"}, seeds=[0, 1, 2], budget=57_600, tolerance=0.0
+    )

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from alignment.report import report, write_page
+from alignment.report.ablation import ablation_page
 from alignment.report.blocks import Page, Section
 from tests.report.browser import Tab, browser_tab, find_browser
-from tests.report.folders import write_run
+from tests.report.folders import ablated, write_run
 from tests.report.test_page import every_block
 
 pytestmark = [
@@ -60,7 +61,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run, several runs, one without anything, and every block with a word that nothing can break."""
+    """A run, several runs, one without anything, an ablation, and every block with a word that nothing can break."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [write_run(folder / f"a-run-with-a-rather-long-name-{number}") for number in range(5)]
     empty = write_run(folder / "empty", log=[], summary={"before": {}, "after": {}}, samples=[])
@@ -71,10 +72,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "runs": report(runs).path,
         "empty": report([empty]).path,
         "blocks": write_page(every, folder / "blocks.html"),
+        "ablation": write_page(ablation_page("methods", ablated(), recipe="seeds: [0, 1]"), folder / "ablation.html"),
     }
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "empty", "blocks"])
+@pytest.mark.parametrize("name", ["run", "runs", "empty", "blocks", "ablation"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_nothing_overflows_and_nobody_complains(tab: Tab, pages: dict[str, Path], name: str, width: int) -> None:
     tab.open(pages[name], width=width)
@@ -86,7 +88,7 @@ def test_nothing_overflows_and_nobody_complains(tab: Tab, pages: dict[str, Path]
     assert tab.complaints == []
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "blocks"])
+@pytest.mark.parametrize("name", ["run", "runs", "blocks", "ablation"])
 def test_every_figure_has_a_text_alternative(tab: Tab, pages: dict[str, Path], name: str) -> None:
     tab.open(pages[name], width=1440)
     assert tab.evaluate("document.querySelectorAll('svg[role=img]').length") > 0
@@ -95,7 +97,7 @@ def test_every_figure_has_a_text_alternative(tab: Tab, pages: dict[str, Path], n
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(tab: Tab, pages: dict[str, Path], theme: str) -> None:
-    for name in ("run", "runs", "blocks"):
+    for name in ("run", "runs", "blocks", "ablation"):
         tab.open(pages[name], width=1440, theme=theme)
         assert tab.evaluate(_FAINT) == []
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from alignment.report.blocks import Bars, Curves, Estimate, Mark, Scatter, Series
-from alignment.report.drawings import Drawing, Element, draw_bars, draw_curves, draw_scatter
+from alignment.report.blocks import Bars, Curves, Estimate, Forest, Mark, Scatter, Series
+from alignment.report.drawings import Drawing, Element, draw_bars, draw_curves, draw_forest, draw_scatter
 
 
 def curves(*points: Sequence[tuple[float, float]], log: bool = False, **options: object) -> Curves:
@@ -130,6 +130,21 @@ def test_a_whisker_spans_the_interval() -> None:
 def test_a_missing_bar_is_left_out() -> None:
     block = Bars(title="t", groups=[("g", [None, Estimate(value=0.3)])], names=["a", "b"])
     assert len(found(draw_bars(block), "rect")) == 1
+
+
+def test_a_forest_shows_intervals_below_zero_and_the_values_behind_them() -> None:
+    """The axis is the range with 5 % of air: 43 px at -1.1, 308 px at 1.1. A row without an estimate is left out."""
+    estimate = Estimate(value=0.5, low=-1.0, high=1.0)
+    rows = [("a row", estimate, [0.0, 1.0]), ("b", None, [])]
+    drawing = draw_forest(Forest(title="t", rows=rows, upright=(Mark(value=0.0, label="even"),)))
+    pixel = 265.0 / 2.2
+    (line, *_) = found(drawing, "line", "whisker")
+    assert (line.attributes["x1"], line.attributes["x2"]) == pytest.approx((43 + 0.1 * pixel, 308 - 0.1 * pixel))
+    rings = [ring.attributes["cx"] for ring in found(drawing, "circle", "ring")]
+    assert rings == pytest.approx([43 + 1.1 * pixel, 43 + 2.1 * pixel])
+    (mean,) = found(drawing, "circle", "sign")
+    assert mean.attributes["cx"] == pytest.approx(43 + 1.6 * pixel)
+    assert "a row: 0.5 (-1 to 1)" in drawing.summary
 
 
 def test_points_that_are_no_numbers_are_not_scattered() -> None:

@@ -15,6 +15,7 @@ from alignment.report.blocks import (
     Fact,
     Facts,
     Fold,
+    Forest,
     Mark,
     Matrix,
     Note,
@@ -42,6 +43,7 @@ def every_block(text: str) -> list[Block]:
         Curves(title=text, x=text, series=series, caption=text, across=marks, upright=marks),
         Scatter(title=text, x=text, y=text, series=series, caption=text, across=marks, upright=marks),
         Bars(title=text, groups=[(text, [estimate, None])], names=[text, "b"], caption=text, upright=marks),
+        Forest(title=text, rows=[(text, estimate, [0.58, 0.63]), (text, None, [])], caption=text, upright=marks),
         Matrix(title=text, corner=text, rows=[text], columns=[text, "x"], cells=[[estimate, None]], caption=text),
         Table(title=text, columns=[text, "n"], rows=[[text, 1.5], [None, "+0.1"]], caption=text),
         Samples(
@@ -70,8 +72,8 @@ def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
     assert [tag for tag, _ in evil.elements] == [tag for tag, _ in plain.elements]
     assert [set(attributes) for _, attributes in evil.elements] == [set(attributes) for _, attributes in plain.elements]
     assert not evil.all("script", "img")
-    # The label of a bar is cut short; its title is whole.
-    assert evil.text.count(EVIL) == plain.text.count("plain") - 2
+    # The label of a bar, and of a row of a forest, is cut short; its title is whole.
+    assert evil.text.count(EVIL) == plain.text.count("plain") - 4
 
 
 def test_nothing_is_loaded_and_nothing_runs() -> None:

@@ -18,9 +18,10 @@ from transformers import LlamaForCausalLM
 from alignment.arguments import AlignmentArguments
 from alignment.config import card_needs, text_gap
 from alignment.data import encode_rows
+from alignment.logps import score
 from alignment.methods import build_method, method_names
 from alignment.oracles import MatrixOracle, PanelOracle
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Completions, Feedback, LossInputs

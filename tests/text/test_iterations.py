@@ -67,6 +67,8 @@ def test_several_steps_share_a_rollout(tmp_path: object) -> None:
     class Watched(PreferenceTrainer):
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Tensor:
             annotated = inputs["annotated"]
+            # Not scored apart: the first step's own forward says it.
+            assert ("behaviour" in annotated.anchors) == (self._step > 0)
             x, _ = self._forward(model, annotated)
             seen.append((self._step, annotated.completions.input_ids_BGT, x.logps_BG - x.anchor("behaviour")))
             return super().compute_loss(model, inputs, *rest, **options)

@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from alignment.anchors import AnchorSet
 from alignment.data import Batch, Row, Turn, collate, encode_rows
 from alignment.errors import UserError
+from alignment.logps import score
 from alignment.oracles import MatrixOracle
-from alignment.policies import CausalLMPolicy, score
+from alignment.policies import CausalLMPolicy
 from alignment.stages import Sampling, judge, prompts_only, rollout
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Player

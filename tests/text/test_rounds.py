@@ -10,8 +10,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
 from alignment.data import Batch, Comparison, Row, Turn, collate, encode_rows, unpair_rows, with_mismatched
+from alignment.logps import score
 from alignment.methods import build_method
-from alignment.policies import score
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
 
@@ -116,6 +116,8 @@ def test_the_start_is_scored_once(tokenizer: PreTrainedTokenizerFast, batch: Bat
         for name in anchors.names:
             with anchors.model(name) as module:
                 modules.append(module)
+                # Looks the module over, once.
+                score(module, batch.completions)
         hooks = [module.register_forward_hook(lambda *_: calls.append(1)) for module in set(modules)]
         scores = anchors.score(batch.completions)
         for hook in hooks:

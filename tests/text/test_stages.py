@@ -1,5 +1,6 @@
 """Rollout and judge: whose answers are compared with whose, and which methods are refused."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import pytest
@@ -166,7 +167,7 @@ def test_answers_of_one_distribution_are_drawn_together(temperature: float, draw
 class Spy:
     """Anchors whose log-probs are planted."""
 
-    def score(self, completions: Completions) -> dict[str, Any]:
+    def score(self, completions: Completions, *, without: Collection[str]) -> dict[str, Any]:
         shape = completions.valid_BG.shape
 
         class Scored:

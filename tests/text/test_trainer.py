@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState
 
+from alignment import logps
 from alignment.arguments import AlignmentArguments
 from alignment.config import card_needs, text_gap
 from alignment.data import Comparison, Row, Turn
 from alignment.errors import UserError
+from alignment.logps import Scoring, scoring_of
 from alignment.methods import method_names
 from alignment.oracles import MatrixOracle, RuleOracle
 from alignment.oracles.rules import shorter
@@ -100,6 +102,36 @@ def first_loss(trainer: PreferenceTrainer) -> Tensor:
     trainer.current_gradient_accumulation_steps = 1
     inputs, total = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
     return trainer.compute_loss(trainer.model, inputs[0], num_items_in_batch=total)
+
+
+def test_arguments_decide_how_log_probs_are_computed(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
+    """The choice reaches the policy and its copy, is said with a reason, and changes no loss."""
+    losses = []
+    for layout, said in (
+        ("dense", "off (scoring.layout: dense)"),
+        ("prefix", "on (in every batch;"),
+        ("auto", "on (in every batch that costs less that way;"),
+    ):
+        method = {"name": "lipo", "beta": 0.1}
+        trainer = make_trainer(
+            copy.deepcopy(model), tokenizer, tmp_path, method, rows=ragged_rows((1.0,) * 8), scoring_layout=layout
+        )
+        assert trainer.notes[0].startswith(f"prefix sharing: {said}") and "that way, and" in trainer.notes[0]
+        assert trainer.notes[1].startswith("logits: of completion tokens only")
+        with trainer.anchors.model("ref") as ref:
+            assert ref is not trainer.model
+            assert scoring_of(ref) == scoring_of(trainer.model) == Scoring(layout=layout)
+        losses.append(float(first_loss(trainer)))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    model.config._attn_implementation = "flash_attention_2"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match=r"scoring.layout: .* 'prefix', but the attention 'flash_attention_2' takes no"),
+    ):
+        patch.setattr(logps, "_why_whole", lambda _: None)
+        make_trainer(model, tokenizer, tmp_path, {"name": "dpo", "beta": 0.1}, scoring_layout="prefix")
 
 
 def reads_its_responses(name: str) -> bool:

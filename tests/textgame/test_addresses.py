@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alignment import loop
+from alignment.budgets import planned_verdicts
 from alignment.config import DataSource, LoadedRecipe, load_recipe
 from alignment.doctor import examine
 from alignment.errors import UserError
@@ -31,6 +32,8 @@ def load(name: str, folder: Path, *overrides: str) -> LoadedRecipe:
         ({"path": "textgame://pears"}, "expected one of textgame://prompts, .*, got 'textgame://pears'"),
         ({"path": "textgame://pairs", "format": "pairs"}, "by itself, with limit or weight at most, got also format"),
         ({"path": ["textgame://pairs", "a.jsonl"]}, "got 2 paths"),
+        ({"path": "textgame://pairs?answers=4"}, "after comparisons or lists or scores only, got 'textgame://pairs"),
+        ({"path": "textgame://lists?answers=1"}, r"expected \?answers=N, at least 2"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:12],
 )
@@ -39,11 +42,15 @@ def test_a_wrong_address_is_refused(source: dict, message: str, addressed: TextG
         read_source(DataSource.model_validate(source))
 
 
-def test_the_source_of_a_resolved_recipe_is_read(addressed: TextGame) -> None:
-    """It names every key, as recipe.yaml in the folder of a run does."""
-    source = DataSource.model_validate({"path": "textgame://prompts", "limit": 3})
-    again = DataSource.model_validate(source.model_dump(exclude_none=True))
-    assert read_source(again).rows == read_source(source).rows
+@pytest.mark.parametrize("name", ["dpo", "egpo"])
+def test_a_resolved_recipe_can_be_run(name: str, addressed: TextGame, tmp_path: Path) -> None:
+    """What a run writes down beside its checkpoints names the same rows, by keys that an address takes."""
+    recipe = load(name, tmp_path, *(OFFLINE if name == "dpo" else ())).recipe
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    again = load_recipe(tmp_path / "recipe.yaml").recipe
+    assert again == recipe and again.data.evaluation is not None
+    for source in (*again.data.sources, again.data.evaluation):
+        assert read_source(source).num_read in (30, 60)
 
 
 def test_other_names_stay(addressed: TextGame) -> None:
@@ -123,7 +130,7 @@ def test_a_run_counts_its_verdicts_and_shows_its_answers(
     recipe = load(name, tmp_path / "run", *overrides).recipe
     loop.run(recipe)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["oracle_calls"] == calls
+    assert summary["oracle_calls"] == calls == planned_verdicts(recipe)
     assert summary["seconds"] > 0
     game = addressed.game(tau=0.04)
     assert summary["before"]["exact_gap"] == pytest.approx(float(game.duality_gap(addressed.ref_XA).mean()), rel=1e-5)

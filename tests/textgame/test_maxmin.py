@@ -30,10 +30,10 @@ def row_of(mode: str, *, steps: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_worst_group_comes_near_the_exact_value() -> None:
-    """The worst group's mean over all questions goes 95 % of the way to the convex dual's optimum, less the noise."""
-    row = row_of("mirror", steps=700)
+    """The worst group's mean over all questions goes 95 % of the way to the convex dual's optimum."""
+    row = row_of("mirror", steps=950)
     assert row["exact"] > 0.6
-    assert row["way"] >= 0.94
+    assert row["way"] >= 0.95
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from alignment.data import Row, prompt_text
-from alignment.textgame import VIEWS, TextGame, draw_rows
+from alignment.textgame import VIEWS, TextGame, count_rows, draw_rows
+from alignment.textgame.views import SEVERAL
 
 
 def places(text: TextGame, row: Row) -> tuple[int, list[int]]:
@@ -18,6 +19,16 @@ def test_questions_take_turns(text: TextGame) -> None:
         rows = draw_rows(text, name, 31)
         assert [prompt_text(row) for row in rows] == [*text.world.questions, text.world.questions[0]]
         assert rows == draw_rows(text, name, 31) and (name == "prompts" or rows != draw_rows(text, name, 31, seed=1))
+
+
+def test_an_address_knows_what_its_rows_hold(text: TextGame) -> None:
+    """Without drawing them; several answers may be more or fewer than sixteen."""
+    for name in VIEWS:
+        for answers in (None, 4) if name in SEVERAL else (None,):
+            rows = draw_rows(text, name, 2, answers=answers)
+            address = f"textgame://{name}" + (f"?answers={answers}" if answers else "")
+            assert count_rows(address, 2) == (2, sum(row.num_verdicts for row in rows)), address
+            assert answers is None or {len(row.responses) for row in rows} == {answers}
 
 
 def test_a_list_scores_the_share_of_pairs_that_an_answer_won(text: TextGame) -> None:
