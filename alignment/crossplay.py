@@ -19,12 +19,14 @@ from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import annotations, read_model_outputs
-from alignment.evaluation.manifests import write_json_lines
+from alignment.evaluation.manifests import write_json, write_json_lines
 from alignment.evaluation.published import read_records
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
 from alignment.folders import oracle_accounts
 from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys, oracle_name
+from alignment.report import PAGE, write_page
+from alignment.report.crossplay import crossplay_page
 from alignment.types import Oracle
 
 Progress = Callable[[str, int, int], None]
@@ -244,7 +246,16 @@ def crossplay(
         num_new=num_new,
         tournament=analyse_tournament(matrix),
     )
-    (folder / "crossplay.json").write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "crossplay.json", result.to_json())
+    page = crossplay_page(
+        folder.resolve().name,
+        result.tournament,
+        num_prompts=result.num_prompts,
+        # The last one stands by itself.
+        lines=result.lines()[:-1],
+        oracle=oracle_name(spec),
+    )
+    write_page(page, folder / PAGE)
     return result
 
 

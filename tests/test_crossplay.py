@@ -232,6 +232,7 @@ def test_the_command_prints_standings_and_a_sentence(tmp_path: Path, capsys: pyt
         assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert "120 new pairs of answers judged" in out and "A Nash method can help" in out
+    assert "Who beats whom" in (tmp_path / "played" / "report.html").read_text()
     tree = json.loads(out[out.index("{") :])
     assert tree["num_new"] == 0 and [item["weight"] for item in tree["standings"]] == pytest.approx([1 / 3] * 3)
     assert all(item["exploitability"]["mean"] == 0.5 for item in tree["standings"])

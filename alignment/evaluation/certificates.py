@@ -70,7 +70,7 @@ class Exploited:
         adversary: who attacked it.
         best_of: answers of the adversary to a prompt, of which one was chosen; ``None`` where none was.
         num_answers: answers of the policy to a prompt.
-        training_verdicts: that the adversary's run was given; ``None`` where nothing says it.
+        training_verdicts: that the adversary's run was given; ``None`` for the policy itself, or if nothing says it.
         certificate: the bound.
     """
 
@@ -84,10 +84,10 @@ class Exploited:
     @property
     def sentence(self) -> str:
         """The bound, and what it was bought with."""
-        trained = ""
-        if self.training_verdicts is not None and self.adversary != self.policy:
-            trained = f" {self.adversary} was trained with {self.training_verdicts:,} verdicts."
-        return f"{self.policy}, attacked by {self.adversary}: {self.certificate.sentence}{trained}"
+        said = f"{self.policy}, attacked by {self.adversary}: {self.certificate.sentence}"
+        if self.training_verdicts is None:
+            return said
+        return f"{said} {self.adversary} was trained with {self.training_verdicts:,} verdicts."
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, in points of 50."""

@@ -73,10 +73,11 @@ def _overview(cells: Sequence[Cell]) -> Iterator[Block]:
     if not cells:
         return
     best = max(cells, key=lambda found: found.win_rate.mean)
+    has_one_opponent = len({found.opponent for found in cells}) == 1
     yield Facts(
         facts=[
             Fact(
-                label=f"{best.policy} beats {best.opponent}",
+                label=f"{best.policy} against {best.opponent}",
                 value=f"{100 * best.win_rate.mean:.1f} %",
                 note=f"{best.win_rate.describe(100, 1).partition(' ')[2]}",
             ),
@@ -85,8 +86,8 @@ def _overview(cells: Sequence[Cell]) -> Iterator[Block]:
         ]
     )
     yield Bars(
-        title="Win rate",
-        groups=[(_label(found), [_estimate(found.win_rate)]) for found in cells],
+        title=f"Win rate against {best.opponent}" if has_one_opponent else "Win rate",
+        groups=[(found.policy if has_one_opponent else _label(found), [_estimate(found.win_rate)]) for found in cells],
         names=["win rate"],
         caption="Mean probability that the policy's answer is preferred; a draw is one half.",
         upright=[_EVEN],
@@ -117,7 +118,7 @@ def _bounds(certificates: Sequence[Exploited]) -> Iterator[Block]:
     if not certificates:
         return
     yield Bars(
-        title="Won from the policy, above one half",
+        title="Won by the adversary, above one half",
         groups=[(_attack(found), [_won(found)]) for found in certificates],
         names=["exploitability"],
         caption="What the adversary has shown: the policy's exploitability is not below it.",
@@ -130,7 +131,7 @@ def _bounds(certificates: Sequence[Exploited]) -> Iterator[Block]:
             [
                 found.policy,
                 found.adversary,
-                100.0 * found.certificate.bound,
+                f"{100.0 * found.certificate.bound:.1f}",
                 found.certificate.exploitability.describe(100, 1),
                 None if found.best_of is None else float(found.best_of),
                 float(found.certificate.num_judgements),
@@ -143,8 +144,9 @@ def _bounds(certificates: Sequence[Exploited]) -> Iterator[Block]:
 
 
 def _attack(found: Exploited) -> str:
-    chosen = "" if found.best_of is None else f", best of {found.best_of}"
-    return f"{found.policy} by {found.adversary}{chosen}"
+    chosen = None if found.best_of is None else f"best of {found.best_of}"
+    attacker = None if found.adversary == found.policy else found.adversary
+    return ", ".join(part for part in (found.policy, attacker, chosen) if part)
 
 
 def _won(found: Exploited) -> Estimate:

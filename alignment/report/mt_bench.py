@@ -118,9 +118,11 @@ def _grade_bars(graded: Sequence[Graded]) -> Iterator[Block]:
 
 def _win_bars(compared: Sequence[Compared]) -> Iterator[Block]:
     if compared:
+        opponents = {found.opponent for found in compared}
+        has_one = len(opponents) == 1
         yield Bars(
-            title="Win rate",
-            groups=[(_meeting(found), [_share(found.score)]) for found in compared],
+            title=f"Win rate against {opponents.pop()}" if has_one else "Win rate",
+            groups=[(found.score.model if has_one else _meeting(found), [_share(found.score)]) for found in compared],
             names=["win rate"],
             caption="Wins and half the ties.",
             upright=[Mark(value=0.5, label="even")],

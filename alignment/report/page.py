@@ -87,8 +87,8 @@ def _cell(value: Cell) -> str:
 
 
 def _is_number(value: Cell) -> bool:
-    """Whether a cell is set to the right: numbers, changes with their sign, and what is not there."""
-    return not isinstance(value, str) or re.fullmatch(r"[+-][\d.]+(e[+-]\d+)?", value) is not None
+    """Whether a cell is set to the right: numbers, also those that were written out, and what is not there."""
+    return not isinstance(value, str) or re.fullmatch(r"[+-]?\d[\d.,]*(e[+-]\d+)?", value) is not None
 
 
 def _percent(value: float) -> str:

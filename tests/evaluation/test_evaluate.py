@@ -129,7 +129,7 @@ def test_the_files_are_those_of_alpaca_eval(found: Evaluated) -> None:
     assert outputs[0] == {"instruction": "Why?", "output": "win", "generator": "mine"} and len(outputs) == 4
     results = json.loads((found.folder / "results.json").read_text())
     assert results == json.loads(json.dumps(found.to_json()))
-    assert "mine beats base" in (found.folder / "report.html").read_text()
+    assert "mine against base" in (found.folder / "report.html").read_text()
 
 
 def test_an_opponent_may_meet_others(tree: dict[str, Any]) -> None:
