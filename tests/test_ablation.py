@@ -113,7 +113,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"grid": {}, "variants": {"a": {}, "b": {"overrides": {"method.beta": 0.1}}}},
         "expected different cells, got 'a' and 'b' of one recipe",
     ),
-    "a recipe that does not resolve": ({"base": "nowhere.yaml"}, "beta=0.1: no recipe 'nowhere.yaml'"),
+    "a recipe that does not resolve": ({"base": "nowhere.yaml"}, "beta=0.1: no file 'nowhere.yaml'"),
     "names that are one folder": ({"variants": {"a b": {}, "a_b": {}}}, "that folders can tell apart, got 'a_b"),
     "a name that is no folder": ({"variants": {"../a": {}}}, "begin with a letter or a digit"),
     "tuning without seeds": ({"tune": {"training.weight_decay": [0.0, 0.1]}}, "expected tuning_seeds where tune has"),
