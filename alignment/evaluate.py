@@ -27,7 +27,7 @@ from alignment.evaluation.length_control import read_difficulty, read_regularize
 from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
-from alignment.exploitation import check_unseen, find_certificate
+from alignment.exploitation import check_unseen, draw_sides, find_certificate
 from alignment.folders import oracle_accounts
 from alignment.oracles import (
     Accounts,
@@ -122,6 +122,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
     # Those that nobody meets draw answers for certificates only.
     met = players if recipe.opponents else {}
     answers = {name: _answers(player, recipe, prompts, folder, progress) for name, player in met.items()}
+    # Before the judge takes its place in memory.
+    sides = [draw_sides(spec, recipe, players, prompts, progress) for spec in recipe.certificates]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with oracle_accounts(folder) as accounts:
         # Kept unless the recipe says otherwise: what a local model said takes time, too.
@@ -135,8 +137,8 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
             if name != opponent
         )
         certificates = tuple(
-            find_certificate(spec, recipe, players, prompts, list(members.values()), progress)
-            for spec in recipe.certificates
+            find_certificate(spec, drawn, players, prompts, list(members.values()), progress)
+            for spec, drawn in zip(recipe.certificates, sides, strict=True)
         )
         freeze_manifest(folder, {"cost": accounts.summary()})
     cells = tuple(_cell(match, recipe, prompts, folder, progress) for match in matches)

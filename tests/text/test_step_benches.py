@@ -10,14 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 def found_by(script: str, *options: str) -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "scripts" / "bench" / script), "--quick", "--json", *options]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT, check=True)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=ROOT, check=True)
     return dict(json.loads(output.stdout.splitlines()[-1]))
 
 
-@pytest.mark.slow
 def test_offline_step() -> None:
     found = found_by("offline_step.py")
     seconds = found["seconds"]
@@ -28,14 +29,12 @@ def test_offline_step() -> None:
     assert found["peak_memory_ratio_above_imports"] > 0 and 0 < found["peak_memory_ratio"] < 2
 
 
-@pytest.mark.slow
 def test_listwise_step() -> None:
     found = found_by("listwise_step.py")
     assert found["completions"] == 8 and found["speedup"] > 0 and found["speedup_stored"] > 0
     assert 0 < found["max_relative_gradient_error"] <= 1e-5
 
 
-@pytest.mark.slow
 def test_scaling() -> None:
     found = found_by("scaling.py", "--only", "opponents")
     assert set(found["opponents"]["shared"]) == {"1", "3"} and "growth_per_opponent" in found["opponents"]
