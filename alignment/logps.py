@@ -148,13 +148,13 @@ def _rows(causal: PreTrainedModel, anatomy: "Anatomy", completions: Completions,
         return dense_rows(completions)
     if int(completions.attention_mask_BGT.sum(-1).max()) > anatomy.window:
         return dense_rows(completions)
-    plan = plan_rows(completions, anatomy.pairs_per_token)
+    plan = plan_rows(completions, anatomy.pairs_per_token, attention=anatomy.attention)
     if scoring.layout == "auto" and (
         (causal.training and has_dropout(causal))
         or plan.cost(anatomy.pairs_per_token) >= dense_cost(completions, anatomy.pairs_per_token)
     ):
         return dense_rows(completions)
-    return shared_rows(completions, plan, attention=_attention(causal), dtype=causal.dtype)
+    return shared_rows(completions, plan, attention=anatomy.attention, dtype=causal.dtype)
 
 
 def _attention(causal: PreTrainedModel) -> str:
@@ -368,7 +368,7 @@ def _why_dense(causal: PreTrainedModel, pairs_per_token: float) -> str | None:
     if not causal._supports_attention_backend:
         return f"{type(causal).__name__} does not leave to a mask what its attention sees"
     probe = _probe(causal)
-    plan = plan_rows(probe, pairs_per_token)
+    plan = plan_rows(probe, pairs_per_token, attention=attention)
     difference = _difference(causal, shared_rows(probe, plan, attention=attention, dtype=causal.dtype))
     return None if difference is None else f"log-probs with a shared prompt differ by {difference}"
 

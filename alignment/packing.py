@@ -10,6 +10,7 @@ that stand in rows, ``N`` those of them that belong to a completion, in the orde
 """
 
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from alignment.attention import Part, num_pairs, piecewise_mask
 from alignment.types import Completions
 
 # Rows may be wider apart than their tokens by this much: more padding is paid in every layer.
@@ -54,16 +56,18 @@ class Plan:
         start_B: the column at which it starts.
         num_rows: R.
         width: W.
+        num_pairs: of positions that a head of the attention looks at.
     """
 
     row_B: tuple[int, ...]
     start_B: tuple[int, ...]
     num_rows: int
     width: int
+    num_pairs: float
 
     def cost(self, pairs_per_token: float) -> float:
         """In pairs of positions of one attention head; what else a layer does with a token counts as so many pairs."""
-        return self.num_rows * self.width * (pairs_per_token + self.width)
+        return self.num_rows * self.width * pairs_per_token + self.num_pairs
 
 
 def scored_mask(completions: Completions) -> Tensor:
@@ -99,26 +103,46 @@ def dense_rows(completions: Completions) -> Rows:
     )
 
 
-def plan_rows(completions: Completions, pairs_per_token: float) -> Plan:
+def plan_rows(completions: Completions, pairs_per_token: float, *, attention: str) -> Plan:
     """The cheapest division of the groups into shared rows among those that pad little."""
     sizes_B = _in_rows(completions).sum((1, 2)).tolist()
+    pairs = num_pairs(_parts(completions)) if attention == "sdpa" else None
     most_tokens = _MAX_PADDING * sum(sizes_B)
-    # No row is shorter than the longest group.
-    plans = [_divide(sizes_B, num_rows) for num_rows in range(1, int(most_tokens / max(sizes_B)) + 1)]
+    # No row is shorter than the longest group. Of plans that cost the same the first one has the shortest rows.
+    plans = [_divide(sizes_B, num_rows, pairs) for num_rows in range(int(most_tokens / max(sizes_B)), 0, -1)]
     return min(
         (plan for plan in plans if plan.num_rows * plan.width <= most_tokens),
         key=lambda plan: plan.cost(pairs_per_token),
     )
 
 
-def _divide(sizes_B: Sequence[int], num_rows: int) -> Plan:
-    """The largest group first, each into the row that is shortest so far."""
+def _parts(completions: Completions) -> list[Part]:
+    """The prompts and the completions that have tokens, as they follow one another in shared rows."""
+    lengths_BG = scored_mask(completions).sum(-1)
+    prompts_B = _in_rows(completions).sum((1, 2)) - lengths_BG.sum(1)
+    parts = []
+    for group, (prompt, lengths) in enumerate(zip(prompts_B.tolist(), lengths_BG.tolist(), strict=True)):
+        offsets = itertools.accumulate([prompt, *lengths])
+        parts += [Part(group, 0, 0, prompt)]
+        parts += [Part(group, *where) for where in zip(offsets, itertools.repeat(prompt), lengths)]
+    return [part for part in parts if part.length]
+
+
+def _divide(sizes_B: Sequence[int], num_rows: int, pairs: float | None) -> Plan:
+    """The largest group first, each into the row that is shortest so far. A mask looks at ``pairs`` of a whole row."""
     fills = [(0, row) for row in range(num_rows)]
     row_B, start_B = [0] * len(sizes_B), [0] * len(sizes_B)
     for b in sorted(range(len(sizes_B)), key=lambda b: -sizes_B[b]):
         start_B[b], row_B[b] = fills[0]
         heapq.heapreplace(fills, (start_B[b] + sizes_B[b], row_B[b]))
-    return Plan(row_B=tuple(row_B), start_B=tuple(start_B), num_rows=num_rows, width=max(fills)[0])
+    width = max(fills)[0]
+    return Plan(
+        row_B=tuple(row_B),
+        start_B=tuple(start_B),
+        num_rows=num_rows,
+        width=width,
+        num_pairs=num_rows * width * width if pairs is None else pairs,
+    )
 
 
 def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: torch.dtype) -> Rows:
@@ -154,10 +178,22 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
     position_M = (completions.attention_mask_BGT.long().cumsum(-1) - 1).flatten()[order_M]
     # Padding is a group of its own: what sees nothing has no number.
     group_RW, segment_RW = rows(group_M, -1), rows(segment_M, 0)
+    if attention == "sdpa":
+        mask: Tensor | BlockMask = piecewise_mask(
+            _parts(completions),
+            start_B,
+            num_rows=plan.num_rows,
+            width=plan.width,
+            whole=lambda: _seen_mask(group_RW, segment_RW),
+        )
+    elif attention == "flex_attention":
+        mask = _block_mask(group_RW, segment_RW)
+    else:
+        mask = _added_mask(group_RW, segment_RW, dtype)
     return Rows(
         input_ids_RW=rows(ids_M, 0),
         position_ids_RW=rows(position_M, 0),
-        attention_mask=_attention_mask(group_RW, segment_RW, attention, dtype),
+        attention_mask=mask,
         sources_N=sources_M[is_scored_M],
         targets_N=ids_M[is_scored_M],
     )
@@ -168,17 +204,6 @@ def _in_rows(completions: Completions) -> Tensor:
     in_rows_BGT = scored_mask(completions)
     prompt_BT = completions.attention_mask_BGT[:, 0] & ~completions.completion_mask_BGT[:, 0]
     return torch.cat([in_rows_BGT[:, :1] | prompt_BT[:, None], in_rows_BGT[:, 1:]], dim=1)
-
-
-def _attention_mask(group_RW: Tensor, segment_RW: Tensor, attention: str, dtype: torch.dtype) -> Tensor | BlockMask:
-    """What each token sees, in the form that the attention takes."""
-    if attention == "flex_attention":
-        return _block_mask(group_RW, segment_RW)
-    seen_R1WW = _seen_mask(group_RW, segment_RW)
-    if attention == "sdpa":
-        return seen_R1WW
-    # Eager attention adds its mask.
-    return torch.zeros(seen_R1WW.shape, dtype=dtype, device=seen_R1WW.device).masked_fill(~seen_R1WW, -torch.inf)
 
 
 SeenByIndex = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
@@ -201,6 +226,12 @@ def _seen_mask(group_RW: Tensor, segment_RW: Tensor) -> Tensor:
     """[R, 1, W, W], true where seen."""
     row_R, place_W = (torch.arange(size, device=group_RW.device) for size in group_RW.shape)
     return _seen_by_index(group_RW, segment_RW)(row_R[:, None, None], None, place_W[:, None], place_W)[:, None]
+
+
+def _added_mask(group_RW: Tensor, segment_RW: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same for eager attention, which adds its mask."""
+    seen_R1WW = _seen_mask(group_RW, segment_RW)
+    return torch.zeros(seen_R1WW.shape, dtype=dtype, device=seen_R1WW.device).masked_fill(~seen_R1WW, -torch.inf)
 
 
 def _block_mask(group_RW: Tensor, segment_RW: Tensor) -> BlockMask:

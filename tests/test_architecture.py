@@ -22,6 +22,7 @@ LAYERS = [
         "tabular",
         "protocol",
         "policies",
+        "attention",
         "packing",
         "logps",
         "generation",

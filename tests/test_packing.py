@@ -1,10 +1,13 @@
 """Shared rows: what stands in them, what each token sees, and how they are divided."""
 
+import dataclasses
+
 import hypothesis
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment.attention import PiecewiseMask
 from alignment.packing import dense_cost, dense_rows, plan_rows, scored_mask, shared_rows
 from alignment.types import Completions
 from tests.text.groups_of_tokens import random_completions
@@ -26,7 +29,7 @@ def two_groups() -> Completions:
 def test_a_row_by_hand() -> None:
     """Both groups in one row: positions go on from each prompt, and first tokens are predicted at its end."""
     completions = two_groups()
-    plan = plan_rows(completions, pairs_per_token=1e9)
+    plan = plan_rows(completions, 1e9, attention="sdpa")
     rows = shared_rows(completions, plan, attention="sdpa", dtype=torch.float32)
     assert rows.input_ids_RW.tolist() == [[1, 2, 3, 4, 4, 5, 6, 6]]
     assert rows.position_ids_RW.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2]]
@@ -55,7 +58,7 @@ def test_dense_rows_by_hand() -> None:
 def test_rows_hold_every_token_once(seed: int, prompts: int, pairs_per_token: float) -> None:
     """Each prompt and completion once, at most 5 % padding, and the same targets in the same order as dense rows."""
     completions = random_completions(seed, prompts=prompts, longest_prompt=12)
-    plan = plan_rows(completions, pairs_per_token)
+    plan = plan_rows(completions, pairs_per_token, attention="eager")
     rows, dense = shared_rows(completions, plan, attention="sdpa", dtype=torch.float32), dense_rows(completions)
     prompt_BT = completions.attention_mask_BGT[:, 0] & ~completions.completion_mask_BGT[:, 0]
     unique = int(prompt_BT.sum() + scored_mask(completions).sum())
@@ -69,6 +72,30 @@ def test_rows_hold_every_token_once(seed: int, prompts: int, pairs_per_token: fl
     assert torch.equal(num_seen_RW[rows.sources_N], places[rows.sources_N] + 1)
 
 
+@hypothesis.settings(max_examples=12)
+@given(seed=st.integers(0, 10_000), prompts=st.integers(1, 6), pairs_per_token=st.sampled_from([1.0, 1e5]))
+def test_pieces_are_the_mask(seed: int, prompts: int, pairs_per_token: float) -> None:
+    """Attention at every token and its gradients, ragged groups side by side, some rows padded."""
+    completions = random_completions(seed, prompts=prompts, longest_prompt=17, longest_completion=9)
+    # Padding is 0.
+    completions = dataclasses.replace(completions, input_ids_BGT=completions.input_ids_BGT + 1)
+    plan = plan_rows(completions, pairs_per_token, attention="eager")
+    rows = shared_rows(completions, plan, attention="sdpa", dtype=torch.float64)
+    assert isinstance(rows.attention_mask, PiecewiseMask)
+    # To whatever is no SDPA it is a tensor.
+    whole = rows.attention_mask.clone()
+    assert type(whole) is torch.Tensor and whole.shape == rows.attention_mask.shape
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value, weights = torch.randn(4, plan.num_rows, 2, plan.width, 3, generator=generator).double()
+    weights *= (rows.input_ids_RW > 0)[:, None, :, None]
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    found = []
+    for mask in (rows.attention_mask, whole):
+        output = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        found.append(torch.stack([weights * output, *torch.autograd.grad((weights * output).sum(), inputs)]))
+    torch.testing.assert_close(*found)
+
+
 def test_equal_groups_get_a_row_each() -> None:
     """Rows of several groups would look at more pairs for the same tokens."""
     one = random_completions(3, prompts=1, all_valid=True)
@@ -78,13 +105,13 @@ def test_equal_groups_get_a_row_each() -> None:
         completion_mask_BGT=one.completion_mask_BGT.repeat(4, 1, 1),
         valid_BG=one.valid_BG.repeat(4, 1),
     )
-    assert plan_rows(four, pairs_per_token=6 * 384).num_rows == 4
+    assert plan_rows(four, 6 * 384, attention="eager").num_rows == 4
 
 
 def test_cost_knows_when_sharing_does_not_pay() -> None:
     """Long answers to a short prompt: a row of all of them looks at many pairs, which a narrow model notices."""
 
-    def saves(prompt: int, answer: int, pairs_per_token: float) -> bool:
+    def saves(prompt: int, answer: int, pairs_per_token: float, attention: str) -> bool:
         shape = (1, 8, prompt + answer)
         is_answer_BGT = (torch.arange(prompt + answer) >= prompt).expand(shape)
         completions = Completions(
@@ -93,9 +120,12 @@ def test_cost_knows_when_sharing_does_not_pay() -> None:
             completion_mask_BGT=is_answer_BGT,
             valid_BG=torch.ones(1, 8, dtype=torch.bool),
         )
-        plan = plan_rows(completions, pairs_per_token)
+        plan = plan_rows(completions, pairs_per_token, attention=attention)
         return plan.cost(pairs_per_token) < dense_cost(completions, pairs_per_token)
 
-    assert saves(256, 64, 6 * 384)
-    assert not saves(8, 256, 6 * 384)
-    assert saves(8, 32, 6 * 384)
+    for attention in ("eager", "sdpa"):
+        assert saves(256, 64, 6 * 384, attention)
+        assert not saves(8, 256, 6 * 384, attention)
+        assert saves(8, 32, 6 * 384, attention)
+    # In pieces completions do not look at one another.
+    assert saves(64, 256, 6 * 384, "sdpa") and not saves(64, 256, 6 * 384, "eager")
