@@ -10,7 +10,6 @@ that stand in rows, ``N`` those of them that belong to a completion, in the orde
 """
 
 import heapq
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from alignment.attention import Part, num_pairs, piecewise_mask
+from alignment.attention import Group, num_pairs, piecewise_mask
 from alignment.types import Completions
 
 # Rows may be wider apart than their tokens by this much: more padding is paid in every layer.
@@ -116,16 +115,12 @@ def plan_rows(completions: Completions, pairs_per_token: float, *, attention: st
     )
 
 
-def _parts(completions: Completions) -> list[Part]:
-    """The prompts and the completions that have tokens, as they follow one another in shared rows."""
+def _parts(completions: Completions) -> list[tuple[int, tuple[int, ...]]]:
+    """The tokens of each group's prompt, and of its completions that have some."""
     lengths_BG = scored_mask(completions).sum(-1)
     prompts_B = _in_rows(completions).sum((1, 2)) - lengths_BG.sum(1)
-    parts = []
-    for group, (prompt, lengths) in enumerate(zip(prompts_B.tolist(), lengths_BG.tolist(), strict=True)):
-        offsets = itertools.accumulate([prompt, *lengths])
-        parts += [Part(group, 0, 0, prompt)]
-        parts += [Part(group, *where) for where in zip(offsets, itertools.repeat(prompt), lengths)]
-    return [part for part in parts if part.length]
+    lengths = [tuple(length for length in lengths if length) for lengths in lengths_BG.tolist()]
+    return list(zip(prompts_B.tolist(), lengths, strict=True))
 
 
 def _divide(sizes_B: Sequence[int], num_rows: int, pairs: float | None) -> Plan:
@@ -180,8 +175,7 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
     group_RW, segment_RW = rows(group_M, -1), rows(segment_M, 0)
     if attention == "sdpa":
         mask: Tensor | BlockMask = piecewise_mask(
-            _parts(completions),
-            start_B,
+            [Group(*where) for where in zip(plan.row_B, plan.start_B, *zip(*_parts(completions)))],
             num_rows=plan.num_rows,
             width=plan.width,
             whole=lambda: _seen_mask(group_RW, segment_RW),
