@@ -1,18 +1,20 @@
 """Attention over rows that hold a prompt once for all of its completions, piece by piece, on a CPU.
 
-Under a mask SDPA computes every pair of tokens of a row, also those that it then masks out, which are most. Here a group
-looks at its prompt, causally, which for a completion means all of it, and each completion at itself. What a completion
-sees in the two is joined by the normalisers of their softmaxes, which SDPA's own kernel gives; its gradients, given the
-joint normaliser, add up to those of the whole (as in ring attention, 2310.01889).
+Under a mask SDPA computes every pair of tokens of a row, also those that it then masks out, which are most. Here the
+tokens of a group look at its prompt, causally, which for those of completions is all of it, and those of a completion
+once more at their own. The normalisers of the two softmaxes, which SDPA's kernel gives, say how to weigh what was seen
+in both; given the joint normaliser the kernel's gradients add up to those of the whole. Ring Attention (2310.01889)
+puts sequences together that way.
 
 A mask stands for this on its way through a model, in the manner of ``torch.nn.attention.bias``: SDPA leaves the work to
 it, and to everything else it is a tensor of booleans.
 
-Shape letters: ``R`` rows, ``W`` their width; ``H`` heads, ``D`` features of one; ``Q`` queries, ``K`` keys.
+Shape letters: ``R`` rows, ``W`` their width, ``H`` heads, ``D`` features of one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,36 +22,26 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# The kernels behind ``scaled_dot_product_attention`` on a CPU, which alone give and take the normalisers.
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Group(NamedTuple):
-    """Where a prompt and its completions stand, one after the other.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A prompt and the completions after it.
 
     Attributes:
-        row: the row.
-        start: the column of the prompt's first token.
-        prompt: tokens of the prompt, at least one.
-        completions: tokens of each completion, at least one.
+        row: in which they stand.
+        tokens: columns of all of them.
+        prompt: columns of the prompt.
+        completions: columns of each completion.
     """
 
     row: int
-    start: int
-    prompt: int
-    completions: tuple[int, ...]
-
-
-def num_pairs(groups: Sequence[tuple[int, tuple[int, ...]]]) -> float:
-    """Pairs of positions that a head looks at, by the tokens of prompts and completions."""
-    return sum(
-        prompt * (prompt / 2 + sum(completions)) + sum(own * own for own in completions) / 2
-        for prompt, completions in groups
-    )
-
-
-# What is asked of a mask on its way through a model.
-_KNOWN_WITHOUT = [attribute.__get__ for attribute in (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)]
+    tokens: slice
+    prompt: slice
+    completions: tuple[slice, ...]
 
 
 class PiecewiseMask(Tensor):
@@ -57,10 +49,10 @@ class PiecewiseMask(Tensor):
 
     Attributes:
         groups: of all rows.
-        whole: makes the mask itself, for whatever is no SDPA.
+        whole: the mask itself, for whatever is no SDPA.
     """
 
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     whole: Callable[[], Tensor]
 
     @classmethod
@@ -76,17 +68,21 @@ class PiecewiseMask(Tensor):
             return function(*args, **kwargs)
 
 
+# What transformers asks of a mask on its way.
+_KNOWN_WITHOUT = [attribute.__get__ for attribute in (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)]
+
+
 def piecewise_mask(groups: Sequence[Group], *, num_rows: int, width: int, whole: Callable[[], Tensor]) -> PiecewiseMask:
     """What the tokens of shared rows see.
 
     Args:
-        groups: of all rows.
+        groups: of all rows; places in none of them are padding.
         num_rows: R.
         width: W.
-        whole: makes the same as a tensor [R, 1, W, W].
+        whole: gives the same as a tensor [R, 1, W, W].
     """
     mask = torch.zeros((), dtype=torch.bool).expand(num_rows, 1, width, width).as_subclass(PiecewiseMask)
-    mask.groups, mask.whole = tuple(groups), whole
+    mask.groups, mask.whole = groups, whole
     return mask
 
 
@@ -97,73 +93,73 @@ def _attend(
     attn_mask: PiecewiseMask,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    **options: Any,
 ) -> Tensor:
     """``scaled_dot_product_attention`` under a mask in pieces."""
-    inputs = (query_RHWD, key_RHWD, value_RHWD)
+    assert not is_causal
+    tensors = (query_RHWD, key_RHWD, value_RHWD)
+    if dropout_p or not query_RHWD.shape == key_RHWD.shape == value_RHWD.shape:
+        # Noise, heads that share a key, values of another width: more than the kernel does.
+        mask = attn_mask.whole()
+        return scaled_dot_product_attention(*tensors, attn_mask=mask, dropout_p=dropout_p, **options)
     if torch.is_autocast_enabled("cpu"):
-        inputs = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in inputs)
-    output_RHWD: Tensor = _InPieces.apply(*inputs, attn_mask.groups, scale)
+        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+    output_RHWD: Tensor = _InPieces.apply(*tensors, attn_mask.groups, options.get("scale"))
     return output_RHWD
 
 
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_RHWD: Tensor, key_RHWD: Tensor, value_RHWD: Tensor, groups: tuple[Group, ...], scale: float
+        ctx: Any,
+        query_RHWD: Tensor,
+        key_RHWD: Tensor,
+        value_RHWD: Tensor,
+        groups: Sequence[Group],
+        scale: float | None,
     ) -> Tensor:
         output_RHWD = torch.zeros_like(query_RHWD)
-        log_z_RHW = torch.zeros(query_RHWD.shape[:-1], dtype=torch.promote_types(query_RHWD.dtype, torch.float32))
-        for row, start, prompt, completions in groups:
-            size = prompt + sum(completions)
-            query, output = (x[row, None, :, start : start + size] for x in (query_RHWD, output_RHWD))
-            key, value = (x[row, None, :, start : start + prompt] for x in (key_RHWD, value_RHWD))
-            part, log_z = _forward(query, key, value, 0.0, True, scale=scale)
-            place = prompt
-            for own in completions:
-                here = slice(start + place, start + place + own)
-                own_part, own_log_z = _forward(
-                    *(x[row, None, :, here] for x in (query_RHWD, key_RHWD, value_RHWD)), 0.0, True, scale=scale
-                )
-                there = slice(place, place + own)
-                weight = torch.sigmoid(own_log_z - log_z[:, :, there])[..., None].to(part.dtype)
-                part[:, :, there].lerp_(own_part, weight)
-                log_z[:, :, there] = torch.logaddexp(log_z[:, :, there], own_log_z)
-                place += own
-            output.copy_(part)
-            log_z_RHW[row, :, start : start + size] = log_z[0]
+        log_z_dtype = torch.promote_types(query_RHWD.dtype, torch.float32)
+        log_z_RHW = torch.zeros(query_RHWD.shape[:-1], dtype=log_z_dtype)
+
+        def look(row: int, queries: slice, keys: slice) -> tuple[Tensor, Tensor]:
+            inputs = (query_RHWD[row, None, :, queries], key_RHWD[row, None, :, keys], value_RHWD[row, None, :, keys])
+            return _FORWARD(*inputs, 0.0, True, scale=scale)  # no dropout, causal
+
+        for group in groups:
+            seen, log_z = look(group.row, group.tokens, group.prompt)
+            output_RHWD[group.row, None, :, group.tokens] = seen
+            log_z_RHW[group.row, None, :, group.tokens] = log_z
+            for own in group.completions:
+                seen, log_z = look(group.row, own, own)
+                prompt_log_z = log_z_RHW[group.row, None, :, own]
+                weight = torch.sigmoid(log_z - prompt_log_z)[..., None].to(seen.dtype)
+                output_RHWD[group.row, None, :, own].lerp_(seen, weight)
+                prompt_log_z.copy_(torch.logaddexp(prompt_log_z, log_z))
         ctx.save_for_backward(query_RHWD, key_RHWD, value_RHWD, output_RHWD, log_z_RHW)
         ctx.groups, ctx.scale = groups, scale
         return output_RHWD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_RHWD: Tensor):
+    def backward(ctx: Any, grad_RHWD: Tensor) -> tuple[Tensor | None, ...]:
         query_RHWD, key_RHWD, value_RHWD, output_RHWD, log_z_RHW = ctx.saved_tensors
-        grads = tuple(torch.zeros_like(x) for x in (query_RHWD, key_RHWD, value_RHWD))
+        # The kernel reads features that lie side by side; the gradient of a sum has none.
+        grad_RHWD = grad_RHWD.contiguous()
+        grads = [torch.zeros_like(tensor) for tensor in (query_RHWD, key_RHWD, value_RHWD)]
 
-        def add(row, queries, keys):
-            found = _backward(
-                grad_RHWD[row, None, :, queries],
-                query_RHWD[row, None, :, queries],
-                key_RHWD[row, None, :, keys],
-                value_RHWD[row, None, :, keys],
-                output_RHWD[row, None, :, queries],
-                log_z_RHW[row, None, :, queries],
-                0.0,
-                True,
-                scale=ctx.scale,
+        def look_back(row: int, queries: slice, keys: slice) -> None:
+            inputs = (
+                *(tensor[row, None, :, queries] for tensor in (grad_RHWD, query_RHWD)),
+                *(tensor[row, None, :, keys] for tensor in (key_RHWD, value_RHWD)),
+                *(tensor[row, None, :, queries] for tensor in (output_RHWD, log_z_RHW)),
             )
-            for g, f, w in zip(grads, found, (queries, keys, keys), strict=True):
-                g[row, :, w] += f[0]
+            found = _BACKWARD(*inputs, 0.0, True, scale=ctx.scale)
+            for grad, part, columns in zip(grads, found, (queries, keys, keys), strict=True):
+                grad[row, None, :, columns] += part
 
-        for row, start, prompt, completions in ctx.groups:
-            size = prompt + sum(completions)
-            add(row, slice(start, start + size), slice(start, start + prompt))
-            place = start + prompt
-            for own in completions:
-                here = slice(place, place + own)
-                add(row, here, here)
-                place += own
+        for group in ctx.groups:
+            look_back(group.row, group.tokens, group.prompt)
+            for own in group.completions:
+                look_back(group.row, own, own)
         return *grads, None, None

@@ -12,7 +12,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` columns, ``V`
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -148,17 +148,22 @@ def _rows(causal: PreTrainedModel, anatomy: "Anatomy", completions: Completions,
         return dense_rows(completions)
     if int(completions.attention_mask_BGT.sum(-1).max()) > anatomy.window:
         return dense_rows(completions)
-    plan = plan_rows(completions, anatomy.pairs_per_token, attention=anatomy.attention)
+    plan = plan_rows(completions, anatomy.pairs_per_token, in_pieces=_allows_pieces(causal))
     if scoring.layout == "auto" and (
         (causal.training and has_dropout(causal))
         or plan.cost(anatomy.pairs_per_token) >= dense_cost(completions, anatomy.pairs_per_token)
     ):
         return dense_rows(completions)
-    return shared_rows(completions, plan, attention=anatomy.attention, dtype=causal.dtype)
+    return shared_rows(completions, plan, attention=_attention(causal), dtype=causal.dtype)
 
 
 def _attention(causal: PreTrainedModel) -> str:
     return str(causal.config.get_text_config()._attn_implementation)
+
+
+def _allows_pieces(causal: PreTrainedModel) -> bool:
+    """Whether its attention is one that can be computed in pieces."""
+    return _attention(causal) == "sdpa" and causal.device.type == "cpu"
 
 
 # What a model does with them -----------------------------------------------------------------------------------------
@@ -368,9 +373,13 @@ def _why_dense(causal: PreTrainedModel, pairs_per_token: float) -> str | None:
     if not causal._supports_attention_backend:
         return f"{type(causal).__name__} does not leave to a mask what its attention sees"
     probe = _probe(causal)
-    plan = plan_rows(probe, pairs_per_token, attention=attention)
-    difference = _difference(causal, shared_rows(probe, plan, attention=attention, dtype=causal.dtype))
-    return None if difference is None else f"log-probs with a shared prompt differ by {difference}"
+    masked = plan_rows(probe, pairs_per_token, in_pieces=False)
+    plans = [masked, replace(masked, in_pieces=True)] if _allows_pieces(causal) else [masked]
+    for plan in plans:
+        difference = _difference(causal, shared_rows(probe, plan, attention=attention, dtype=causal.dtype))
+        if difference is not None:
+            return f"log-probs with a shared prompt differ by {difference}"
+    return None
 
 
 def _difference(causal: PreTrainedModel, rows: Rows) -> str | None:

@@ -9,19 +9,25 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` columns; ``R`
 that stand in rows, ``N`` those of them that belong to a completion, in the order of ``Completions``.
 """
 
+import functools
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from alignment.attention import Group, num_pairs, piecewise_mask
+from alignment.attention import Group, piecewise_mask
 from alignment.types import Completions
 
 # Rows may be wider apart than their tokens by this much: more padding is paid in every layer.
 _MAX_PADDING = 1.05
+
+# Of a layer: what a piece of attention takes beside its pairs, 0.15 ms forth and back where a layer multiplies 20 G a
+# second.
+_MULTIPLICATIONS_PER_CALL = 3e6
 
 MASKED_ATTENTIONS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of blocks."""
@@ -55,7 +61,8 @@ class Plan:
         start_B: the column at which it starts.
         num_rows: R.
         width: W.
-        num_pairs: of positions that a head of the attention looks at.
+        num_pairs: of positions that a head of the attention looks at; under a mask all of a row.
+        in_pieces: whether the attention is computed in pieces instead.
     """
 
     row_B: tuple[int, ...]
@@ -63,6 +70,7 @@ class Plan:
     num_rows: int
     width: int
     num_pairs: float
+    in_pieces: bool
 
     def cost(self, pairs_per_token: float) -> float:
         """In pairs of positions of one attention head; what else a layer does with a token counts as so many pairs."""
@@ -102,29 +110,45 @@ def dense_rows(completions: Completions) -> Rows:
     )
 
 
-def plan_rows(completions: Completions, pairs_per_token: float, *, attention: str) -> Plan:
-    """The cheapest division of the groups into shared rows among those that pad little."""
+def plan_rows(completions: Completions, pairs_per_token: float, *, in_pieces: bool) -> Plan:
+    """The cheapest division of the groups into shared rows among those that pad little.
+
+    Args:
+        completions: of which a group has one prompt.
+        pairs_per_token: as in :meth:`Plan.cost`.
+        in_pieces: whether the attention can be computed in pieces (:mod:`alignment.attention`) where that is cheaper.
+    """
     sizes_B = _in_rows(completions).sum((1, 2)).tolist()
-    pairs = num_pairs(_parts(completions)) if attention == "sdpa" else None
     most_tokens = _MAX_PADDING * sum(sizes_B)
     # No row is shorter than the longest group. Of plans that cost the same the first one has the shortest rows.
-    plans = [_divide(sizes_B, num_rows, pairs) for num_rows in range(int(most_tokens / max(sizes_B)), 0, -1)]
+    plans = [_divide(sizes_B, num_rows) for num_rows in range(int(most_tokens / max(sizes_B)), 0, -1)]
+    if in_pieces:
+        num_pairs = _pairs_in_pieces(completions, pairs_per_token)
+        plans += [replace(plan, in_pieces=True, num_pairs=num_pairs) for plan in plans]
     return min(
         (plan for plan in plans if plan.num_rows * plan.width <= most_tokens),
         key=lambda plan: plan.cost(pairs_per_token),
     )
 
 
-def _parts(completions: Completions) -> list[tuple[int, tuple[int, ...]]]:
-    """The tokens of each group's prompt, and of its completions that have some."""
-    lengths_BG = scored_mask(completions).sum(-1)
-    prompts_B = _in_rows(completions).sum((1, 2)) - lengths_BG.sum(1)
-    lengths = [tuple(length for length in lengths if length) for lengths in lengths_BG.tolist()]
-    return list(zip(prompts_B.tolist(), lengths, strict=True))
+def _pairs_in_pieces(completions: Completions, pairs_per_token: float) -> float:
+    """Of the causal halves of prompts and completions, and of completions with prompts; calls count as pairs."""
+    completion_BG, prompt_B = _lengths(completions)
+    num_calls = len(prompt_B) + int((completion_BG > 0).sum())
+    halves = float(prompt_B.square().sum() + completion_BG.square().sum()) / 2
+    # A pair is 2 H multiplications, a third of a token's count of pairs.
+    pairs_per_call = 3.0 * _MULTIPLICATIONS_PER_CALL / pairs_per_token
+    return halves + float((prompt_B * completion_BG.sum(1)).sum()) + num_calls * pairs_per_call
 
 
-def _divide(sizes_B: Sequence[int], num_rows: int, pairs: float | None) -> Plan:
-    """The largest group first, each into the row that is shortest so far. A mask looks at ``pairs`` of a whole row."""
+def _lengths(completions: Completions) -> tuple[Tensor, Tensor]:
+    """Tokens of completions [B, G] that somebody reads, and of prompts [B]."""
+    completion_BG = scored_mask(completions).sum(-1)
+    return completion_BG, _in_rows(completions).sum((1, 2)) - completion_BG.sum(1)
+
+
+def _divide(sizes_B: Sequence[int], num_rows: int) -> Plan:
+    """The largest group first, each into the row that is shortest so far."""
     fills = [(0, row) for row in range(num_rows)]
     row_B, start_B = [0] * len(sizes_B), [0] * len(sizes_B)
     for b in sorted(range(len(sizes_B)), key=lambda b: -sizes_B[b]):
@@ -136,7 +160,8 @@ def _divide(sizes_B: Sequence[int], num_rows: int, pairs: float | None) -> Plan:
         start_B=tuple(start_B),
         num_rows=num_rows,
         width=width,
-        num_pairs=num_rows * width * width if pairs is None else pairs,
+        num_pairs=num_rows * width * width,
+        in_pieces=False,
     )
 
 
@@ -146,7 +171,7 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
     Args:
         completions: of which a group has one prompt.
         plan: of the same completions.
-        attention: one of ``MASKED_ATTENTIONS``.
+        attention: one of ``MASKED_ATTENTIONS``; in pieces ``sdpa`` on a CPU.
         dtype: of the model, for a mask that is added.
     """
     _, num_completions, width = completions.input_ids_BGT.shape
@@ -173,13 +198,12 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
     position_M = (completions.attention_mask_BGT.long().cumsum(-1) - 1).flatten()[order_M]
     # Padding is a group of its own: what sees nothing has no number.
     group_RW, segment_RW = rows(group_M, -1), rows(segment_M, 0)
-    if attention == "sdpa":
-        mask: Tensor | BlockMask = piecewise_mask(
-            [Group(*where) for where in zip(plan.row_B, plan.start_B, *zip(*_parts(completions)))],
-            num_rows=plan.num_rows,
-            width=plan.width,
-            whole=lambda: _seen_mask(group_RW, segment_RW),
-        )
+    if plan.in_pieces:
+        whole = functools.cache(lambda: _seen_mask(group_RW, segment_RW))
+        groups = _groups(completions, plan)
+        mask: Tensor | BlockMask = piecewise_mask(groups, num_rows=plan.num_rows, width=plan.width, whole=whole)
+    elif attention == "sdpa":
+        mask = _seen_mask(group_RW, segment_RW)
     elif attention == "flex_attention":
         mask = _block_mask(group_RW, segment_RW)
     else:
@@ -191,6 +215,18 @@ def shared_rows(completions: Completions, plan: Plan, *, attention: str, dtype: 
         sources_N=sources_M[is_scored_M],
         targets_N=ids_M[is_scored_M],
     )
+
+
+def _groups(completions: Completions, plan: Plan) -> list[Group]:
+    """Where the groups stand, and each completion that has tokens."""
+    completion_BG, prompt_B = (lengths.tolist() for lengths in _lengths(completions))
+    groups = []
+    for row, start, prompt, lengths in zip(plan.row_B, plan.start_B, prompt_B, completion_BG, strict=True):
+        ends = list(itertools.accumulate(lengths, initial=start + prompt))
+        columns = tuple(slice(*ends) for ends in itertools.pairwise(ends) if ends[0] < ends[1])
+        tokens, own = slice(start, ends[-1]), slice(start, start + prompt)
+        groups.append(Group(row=row, tokens=tokens, prompt=own, completions=columns))
+    return groups
 
 
 def _in_rows(completions: Completions) -> Tensor:

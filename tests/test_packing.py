@@ -29,7 +29,7 @@ def two_groups() -> Completions:
 def test_a_row_by_hand() -> None:
     """Both groups in one row: positions go on from each prompt, and first tokens are predicted at its end."""
     completions = two_groups()
-    plan = plan_rows(completions, 1e9, attention="sdpa")
+    plan = plan_rows(completions, 1e9, in_pieces=False)
     rows = shared_rows(completions, plan, attention="sdpa", dtype=torch.float32)
     assert rows.input_ids_RW.tolist() == [[1, 2, 3, 4, 4, 5, 6, 6]]
     assert rows.position_ids_RW.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2]]
@@ -58,7 +58,7 @@ def test_dense_rows_by_hand() -> None:
 def test_rows_hold_every_token_once(seed: int, prompts: int, pairs_per_token: float) -> None:
     """Each prompt and completion once, at most 5 % padding, and the same targets in the same order as dense rows."""
     completions = random_completions(seed, prompts=prompts, longest_prompt=12)
-    plan = plan_rows(completions, pairs_per_token, attention="eager")
+    plan = plan_rows(completions, pairs_per_token, in_pieces=False)
     rows, dense = shared_rows(completions, plan, attention="sdpa", dtype=torch.float32), dense_rows(completions)
     prompt_BT = completions.attention_mask_BGT[:, 0] & ~completions.completion_mask_BGT[:, 0]
     unique = int(prompt_BT.sum() + scored_mask(completions).sum())
@@ -79,7 +79,8 @@ def test_pieces_are_the_mask(seed: int, prompts: int, pairs_per_token: float) ->
     completions = random_completions(seed, prompts=prompts, longest_prompt=17, longest_completion=9)
     # Padding is 0.
     completions = dataclasses.replace(completions, input_ids_BGT=completions.input_ids_BGT + 1)
-    plan = plan_rows(completions, pairs_per_token, attention="eager")
+    plan = plan_rows(completions, pairs_per_token, in_pieces=False)
+    plan = dataclasses.replace(plan, in_pieces=True)
     rows = shared_rows(completions, plan, attention="sdpa", dtype=torch.float64)
     assert isinstance(rows.attention_mask, PiecewiseMask)
     # To whatever is no SDPA it is a tensor.
@@ -105,13 +106,13 @@ def test_equal_groups_get_a_row_each() -> None:
         completion_mask_BGT=one.completion_mask_BGT.repeat(4, 1, 1),
         valid_BG=one.valid_BG.repeat(4, 1),
     )
-    assert plan_rows(four, 6 * 384, attention="eager").num_rows == 4
+    assert plan_rows(four, 6 * 384, in_pieces=False).num_rows == 4
 
 
 def test_cost_knows_when_sharing_does_not_pay() -> None:
     """Long answers to a short prompt: a row of all of them looks at many pairs, which a narrow model notices."""
 
-    def saves(prompt: int, answer: int, pairs_per_token: float, attention: str) -> bool:
+    def saves(prompt: int, answer: int, pairs_per_token: float, in_pieces: bool) -> bool:
         shape = (1, 8, prompt + answer)
         is_answer_BGT = (torch.arange(prompt + answer) >= prompt).expand(shape)
         completions = Completions(
@@ -120,12 +121,11 @@ def test_cost_knows_when_sharing_does_not_pay() -> None:
             completion_mask_BGT=is_answer_BGT,
             valid_BG=torch.ones(1, 8, dtype=torch.bool),
         )
-        plan = plan_rows(completions, pairs_per_token, attention=attention)
+        plan = plan_rows(completions, pairs_per_token, in_pieces=in_pieces)
         return plan.cost(pairs_per_token) < dense_cost(completions, pairs_per_token)
 
-    for attention in ("eager", "sdpa"):
-        assert saves(256, 64, 6 * 384, attention)
-        assert not saves(8, 256, 6 * 384, attention)
-        assert saves(8, 32, 6 * 384, attention)
+    for in_pieces in (False, True):
+        assert saves(256, 64, 6 * 384, in_pieces)
+        assert saves(8, 32, 6 * 384, in_pieces)
     # In pieces completions do not look at one another.
-    assert saves(64, 256, 6 * 384, "sdpa") and not saves(64, 256, 6 * 384, "eager")
+    assert not saves(8, 256, 6 * 384, in_pieces=False) and saves(8, 256, 6 * 384, in_pieces=True)

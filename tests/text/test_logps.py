@@ -1,6 +1,8 @@
 """One number, several ways: shared prompts, chunks of logits, and the model's own forward agree, gradients included."""
 
 import copy
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import hypothesis
@@ -23,7 +25,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from alignment import logps
+from alignment import logps, packing
+from alignment.attention import Group
 from alignment.errors import UserError
 from alignment.logps import Scores, Scoring, anatomy_of, score
 from alignment.types import Completions
@@ -69,6 +72,14 @@ def llama() -> PreTrainedModel:
     return build(CONFIGS["llama"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_pieces() -> Iterator[None]:
+    """Attention is computed in pieces wherever it can be, also where rows are as short as here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_MULTIPLICATIONS_PER_CALL", 0.0)
+        yield
+
+
 def scores_and_gradients(
     model: torch.nn.Module, completions: Completions, scoring: Scoring
 ) -> tuple[Scores, dict[str, Tensor]]:
@@ -102,13 +113,28 @@ def test_all_ways_agree(llama: PreTrainedModel, seed: int, prompts: int, complet
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_families_agree(family: str) -> None:
-    """Heads that scale or bound their logits, tied ones, absolute positions, eager attention."""
+def test_families_agree(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that scale or bound their logits, tied ones, absolute positions, eager attention, or SDPA under a mask."""
     model = build(CONFIGS[family])
     anatomy = anatomy_of(model)
     assert (anatomy.whole_because, anatomy.dense_because) == (None, None)
     assert_agree(model, random_completions(1), PREFIX)
     assert_agree(model, random_completions(2), DENSE)
+    monkeypatch.setattr(packing, "_MULTIPLICATIONS_PER_CALL", 1e9)
+    assert_agree(model, random_completions(1), PREFIX)
+
+
+def test_pieces_are_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a completion is taken for a part of its prompt, a model is scored by single rows."""
+    model = build(CONFIGS["llama"])
+
+    def groups(*arguments: Any) -> list[Group]:
+        return [replace(group, prompt=group.tokens) for group in own_groups(*arguments)]
+
+    own_groups = packing._groups
+    monkeypatch.setattr(packing, "_groups", groups)
+    assert "log-probs with a shared prompt differ by" in str(anatomy_of(model).dense_because)
+    assert_agree(model, random_completions(3), Scoring())
 
 
 def test_nothing_to_score(llama: PreTrainedModel) -> None:
