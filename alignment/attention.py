@@ -69,7 +69,8 @@ class PiecewiseMask(Tensor):
 
 
 # What transformers asks of a mask on its way.
-_KNOWN_WITHOUT = [attribute.__get__ for attribute in (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)]
+_ATTRIBUTES: tuple[Any, ...] = (Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device)
+_KNOWN_WITHOUT = [attribute.__get__ for attribute in _ATTRIBUTES]
 
 
 def piecewise_mask(groups: Sequence[Group], *, num_rows: int, width: int, whole: Callable[[], Tensor]) -> PiecewiseMask:
@@ -97,13 +98,12 @@ def _attend(
 ) -> Tensor:
     """``scaled_dot_product_attention`` under a mask in pieces."""
     assert not is_causal
-    tensors = (query_RHWD, key_RHWD, value_RHWD)
+    tensors = [query_RHWD, key_RHWD, value_RHWD]
     if dropout_p or not query_RHWD.shape == key_RHWD.shape == value_RHWD.shape:
         # Noise, heads that share a key, values of another width: more than the kernel does.
-        mask = attn_mask.whole()
-        return scaled_dot_product_attention(*tensors, attn_mask=mask, dropout_p=dropout_p, **options)
+        return scaled_dot_product_attention(*tensors, attn_mask.whole(), dropout_p, **options)
     if torch.is_autocast_enabled("cpu"):
-        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
+        tensors = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
     output_RHWD: Tensor = _InPieces.apply(*tensors, attn_mask.groups, options.get("scale"))
     return output_RHWD
 

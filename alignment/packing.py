@@ -25,9 +25,8 @@ from alignment.types import Completions
 # Rows may be wider apart than their tokens by this much: more padding is paid in every layer.
 _MAX_PADDING = 1.05
 
-# Of a layer: what a piece of attention takes beside its pairs, 0.15 ms forth and back where a layer multiplies 20 G a
-# second.
-_MULTIPLICATIONS_PER_CALL = 3e6
+# What a piece of attention takes beside its pairs: 0.2 ms forth and back on a core that does 20 G a second of a layer's.
+_MULTIPLICATIONS_PER_CALL = 4e6
 
 MASKED_ATTENTIONS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of blocks."""
