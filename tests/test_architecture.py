@@ -30,6 +30,7 @@ LAYERS = [
         "textgame",
         "tiny",
         "artefacts",
+        "sharding",
         "weights",
         "ranks",
         "_trl_compat",
