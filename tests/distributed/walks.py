@@ -54,7 +54,7 @@ def lists(count: int, sizes: int) -> tuple[Row, ...]:
             weight=0.5 + i % 4,
             source=f"walks:{i + 1}",
         )
-        for i in range(24)
+        for i in range(count)
     )
 
 
