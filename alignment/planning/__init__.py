@@ -1,0 +1,169 @@
+"""What a run will need, before anything is spent: memory of a device, tokens, questions to the oracle, operations.
+
+No weights are loaded and nothing is fetched: the model is built without storage from its configuration, data are read
+where they are files on this machine, and everything else is arithmetic (:mod:`alignment.costs`, docs/scaling.md).
+Evaluations are not planned.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alignment.config import Recipe, build_arguments
+from alignment.config.launch import Launch
+from alignment.errors import UserError
+from alignment.launch import check_stages
+from alignment.oracles.build import LanguageModelSpec, PairwiseSpec, RewardSpec, leaves_of
+from alignment.planning.memory import Line, memory_lines
+from alignment.planning.outline import Outline, judge_bytes, outline_policy
+from alignment.planning.reading import find_rows, measure
+from alignment.planning.run import Run
+from alignment.planning.work import Asked, Work, work_of
+
+__all__ = ["Asked", "Line", "Outline", "Plan", "Run", "Work", "plan", "run_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An estimate.
+
+    Attributes:
+        model: what is trained.
+        parameters: numbers of the policy, an adapter's among them.
+        trained: those that are trained.
+        launch: processes, and what they share.
+        lines: memory of a device.
+        work: of one player.
+        players: that do it.
+        is_counted: whether tokens of the data were counted, not bounded.
+        notes: what was assumed or left out.
+    """
+
+    model: str
+    parameters: int
+    trained: int
+    launch: Launch
+    lines: tuple[Line, ...]
+    work: Work
+    players: int
+    rows: int | None
+    is_counted: bool
+    notes: tuple[str, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of a device, training or sampling."""
+        return max(sum(line.training for line in self.lines), sum(line.sampling for line in self.lines))
+
+    def hours(self, tflops: float) -> float | None:
+        """Of all devices together at work.
+
+        Args:
+            tflops: 10^12 operations a second that a device sustains.
+        """
+        flops = self.work.flops
+        if flops is None:
+            return None
+        return self.players * sum(flops.values()) / (tflops * 1e12 * self.launch.processes * 3600)
+
+
+def plan(
+    recipe: Recipe,
+    launch: Launch,
+    *,
+    config_of: str | None = None,
+    rows: int | None = None,
+    responses: int | None = None,
+    memory: float | None = None,
+) -> Plan:
+    """Estimate a run.
+
+    Args:
+        recipe: a checked one.
+        launch: its processes.
+        config_of: a folder, or a name in the cache, whose configuration stands for the policy's.
+        rows: that are trained on, where the data are not files on this machine.
+        responses: of a prompt, likewise.
+        memory: bytes of a device.
+
+    Raises:
+        UserError: if the model's configuration is not on this machine; for a launch that would be refused.
+    """
+    run, notes = run_of(recipe, launch, config_of=config_of, rows=rows, responses=responses)
+    judges, unknown = _judges(recipe)
+    return Plan(
+        model=recipe.policy.model or "policy.tiny",
+        parameters=run.outline.parameters,
+        trained=run.outline.trained,
+        launch=launch,
+        lines=(*memory_lines(run, memory=memory), *judges),
+        work=work_of(run),
+        players=len(recipe.by_player()),
+        rows=run.lengths.rows,
+        is_counted=run.lengths.is_counted,
+        notes=(*notes, *unknown),
+    )
+
+
+def run_of(
+    recipe: Recipe,
+    launch: Launch,
+    *,
+    config_of: str | None = None,
+    rows: int | None = None,
+    responses: int | None = None,
+) -> tuple[Run, tuple[str, ...]]:
+    """What is planned, and what was assumed about it; arguments as of :func:`plan`. Of several players the first."""
+    if recipe.training.get("deepspeed") is not None or recipe.training.get("fsdp"):
+        raise UserError("training: expected the launch in a file of its own (--accelerate), got deepspeed or fsdp")
+    own = next(iter(recipe.by_player().values()))
+    needs = own.build_method().needs
+    if launch.is_zero:
+        check_stages(needs)
+    found = find_rows(recipe)
+    outline = outline_policy(
+        recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of
+    )
+    run = Run(
+        recipe=own,
+        needs=needs,
+        outline=outline,
+        launch=launch,
+        args=build_arguments(recipe),
+        lengths=measure(own, needs, found, rows=rows, responses=responses),
+    )
+    return run, tuple(_notes(run, responses))
+
+
+def _notes(run: Run, responses: int | None) -> Iterator[str]:
+    lengths, recipe = run.lengths, run.recipe
+    if not lengths.is_counted:
+        yield (
+            f"lengths are bounds: prompts of {lengths.prompt:,} tokens, responses of {lengths.response:,}; counted are "
+            "those of files, by a tokenizer on this machine"
+        )
+    if lengths.rows is None:
+        paths = ", ".join(path for source in recipe.data.sources for path in source.path)
+        yield f"{paths} is not on this machine: --rows N says how many rows are trained on"
+        if responses is None and recipe.data.prompts is None and lengths.responses == 2:
+            yield "two responses of a prompt are assumed: --responses N says otherwise"
+    if not run.outline.shape.is_understood:
+        yield "the layers are not those that the formulas are about: activations and operations are rough"
+    if recipe.evaluation is not None or recipe.training.get("eval_strategy", "no") != "no":
+        yield "evaluations are not planned"
+
+
+def _judges(recipe: Recipe) -> tuple[tuple[Line, ...], tuple[str, ...]]:
+    """Models of the oracles, which every process holds whole, and those of which nothing is known here."""
+    specs = [own.oracle for own in recipe.by_player().values()]
+    specs += [None if recipe.evaluation is None else recipe.evaluation.oracle]
+    lines, unknown = [], []
+    for leaf in (leaf for spec in specs if spec is not None for leaf in leaves_of(spec)):
+        if not isinstance(leaf, RewardSpec | PairwiseSpec | LanguageModelSpec):
+            continue
+        size = judge_bytes(leaf.model)
+        if size is None:
+            unknown.append(f"the oracle's model '{leaf.model}' is not counted: its configuration is not on this machine")
+        else:
+            lines.append(Line(name="oracle", formula=leaf.model, training=size, sampling=size))
+    return tuple(lines), tuple(unknown)
