@@ -1,4 +1,4 @@
-"""What a step of training holds and computes, as formulas of a model's shape. docs/scaling.md has them with their sources.
+"""What a step of training holds and computes, as formulas of a model's shape; their sources: docs/scaling.md.
 
 The decoders that they are about have layers of attention and a gated MLP with RMS norms (Llama, Qwen2, Gemma-2).
 Letters: ``H`` width of the model, ``A`` of all attention heads together, ``K`` of all key-value heads, ``F`` of the

@@ -1,4 +1,4 @@
-"""The launcher's configuration, a file of ``accelerate config``, as far as it decides who holds which part of a model."""
+"""The launcher's configuration, a file of ``accelerate config``: who holds which part of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +74,7 @@ def read_launch(path: str | Path | None, processes: int | None) -> Launch:
     sharding, reshards = _sharding(path, kind, tree)
     if sharding == "none" and number > 1:
         raise UserError(
-            f"{path}: distributed_type {kind} starts one process, whatever is asked for; expected MULTI_GPU, DEEPSPEED or "
-            f"FSDP for {number}"
+            f"{path}: distributed_type {kind} starts one process: expected MULTI_GPU, DEEPSPEED or FSDP for {number}"
         )
     # DDP of one is none; DeepSpeed keeps copies of its own nevertheless.
     return Launch(
@@ -115,4 +114,4 @@ _OFFLOADS = ("offload_optimizer_device", "offload_param_device")
 def _refuse_offload(path: str | Path, asked: Mapping[str, Any]) -> None:
     for key, value in asked.items():
         if value not in ("none", False):
-            raise UserError(f"{path}: expected no offload, got {key}: {value}; what leaves a device is not planned here")
+            raise UserError(f"{path}: expected no offload, got {key}: {value}; memory is planned of devices alone")

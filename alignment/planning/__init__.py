@@ -5,8 +5,10 @@ where they are files on this machine, and everything else is arithmetic (:mod:`a
 Evaluations are not planned.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import functools
+import operator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from alignment.config import Recipe, build_arguments
@@ -18,9 +20,9 @@ from alignment.planning.memory import Line, memory_lines
 from alignment.planning.outline import Outline, judge_bytes, outline_policy
 from alignment.planning.reading import find_rows, measure
 from alignment.planning.run import Run
-from alignment.planning.work import Asked, Work, work_of
+from alignment.planning.work import Work, work_of
 
-__all__ = ["Asked", "Line", "Outline", "Plan", "Run", "Work", "plan", "run_of"]
+__all__ = ["Line", "Outline", "Plan", "Run", "Work", "plan", "run_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +35,8 @@ class Plan:
         trained: those that are trained.
         launch: processes, and what they share.
         lines: memory of a device.
-        work: of one player.
-        players: that do it.
-        is_counted: whether tokens of the data were counted, not bounded.
+        rows: that are trained on; ``None`` where nobody knows.
+        work: of all players.
         notes: what was assumed or left out.
     """
 
@@ -44,27 +45,45 @@ class Plan:
     trained: int
     launch: Launch
     lines: tuple[Line, ...]
-    work: Work
-    players: int
     rows: int | None
-    is_counted: bool
+    work: Work
     notes: tuple[str, ...]
+
+    @property
+    def total(self) -> Line:
+        """The sums of all lines."""
+        return Line(
+            name="total",
+            formula="",
+            training=sum(line.training for line in self.lines),
+            sampling=sum(line.sampling for line in self.lines),
+        )
 
     @property
     def peak(self) -> int:
         """Bytes of a device, training or sampling."""
-        return max(sum(line.training for line in self.lines), sum(line.sampling for line in self.lines))
+        return max(self.total.training, self.total.sampling)
 
     def hours(self, tflops: float) -> float | None:
-        """Of all devices together at work.
-
-        Args:
-            tflops: 10^12 operations a second that a device sustains.
-        """
+        """Of the run, at so many times 10^12 operations a second of each device; ``None`` where rows are unknown."""
         flops = self.work.flops
-        if flops is None:
-            return None
-        return self.players * sum(flops.values()) / (tflops * 1e12 * self.launch.processes * 3600)
+        return None if flops is None else flops / (tflops * 1e12 * self.launch.processes * 3600)
+
+    def to_json(self, *, memory: float | None, tflops: float | None) -> dict[str, Any]:
+        """All of it, with what follows for a device of so many bytes and operations a second."""
+        bytes_ = {
+            "lines": [asdict(line) for line in self.lines],
+            **{"training": self.total.training, "sampling": self.total.sampling, "peak": self.peak},
+        }
+        return {
+            **{"model": self.model, "parameters": self.parameters, "trained": self.trained},
+            **{"processes": self.launch.processes, "sharding": self.launch.sharding},
+            "bytes": bytes_ | ({} if memory is None else {"device": memory, "fits": self.peak <= memory}),
+            "rows": self.rows,
+            **asdict(self.work),
+            **({} if tflops is None else {"hours": self.hours(tflops)}),
+            "notes": list(self.notes),
+        }
 
 
 def plan(
@@ -90,17 +109,15 @@ def plan(
         UserError: if the model's configuration is not on this machine; for a launch that would be refused.
     """
     run, notes = run_of(recipe, launch, config_of=config_of, rows=rows, responses=responses)
-    judges, unknown = _judges(recipe)
+    judges, unknown = _judges(recipe, run)
     return Plan(
         model=recipe.policy.model or "policy.tiny",
         parameters=run.outline.parameters,
         trained=run.outline.trained,
         launch=launch,
         lines=(*memory_lines(run, memory=memory), *judges),
-        work=work_of(run),
-        players=len(recipe.by_player()),
         rows=run.lengths.rows,
-        is_counted=run.lengths.is_counted,
+        work=functools.reduce(operator.add, map(work_of, _by_player(run, recipe))),
         notes=(*notes, *unknown),
     )
 
@@ -121,9 +138,7 @@ def run_of(
     if launch.is_zero:
         check_stages(needs)
     found = find_rows(recipe)
-    outline = outline_policy(
-        recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of
-    )
+    outline = outline_policy(recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of)
     run = Run(
         recipe=own,
         needs=needs,
@@ -133,6 +148,11 @@ def run_of(
         lengths=measure(own, needs, found, rows=rows, responses=responses),
     )
     return run, tuple(_notes(run, responses))
+
+
+def _by_player(run: Run, recipe: Recipe) -> Iterator[Run]:
+    for own in recipe.by_player().values():
+        yield replace(run, recipe=own, needs=own.build_method().needs)
 
 
 def _notes(run: Run, responses: int | None) -> Iterator[str]:
@@ -153,7 +173,7 @@ def _notes(run: Run, responses: int | None) -> Iterator[str]:
         yield "evaluations are not planned"
 
 
-def _judges(recipe: Recipe) -> tuple[tuple[Line, ...], tuple[str, ...]]:
+def _judges(recipe: Recipe, run: Run) -> tuple[tuple[Line, ...], tuple[str, ...]]:
     """Models of the oracles, which every process holds whole, and those of which nothing is known here."""
     specs = [own.oracle for own in recipe.by_player().values()]
     specs += [None if recipe.evaluation is None else recipe.evaluation.oracle]
@@ -163,7 +183,9 @@ def _judges(recipe: Recipe) -> tuple[tuple[Line, ...], tuple[str, ...]]:
             continue
         size = judge_bytes(leaf.model)
         if size is None:
-            unknown.append(f"the oracle's model '{leaf.model}' is not counted: its configuration is not on this machine")
+            unknown.append(f"the oracle's model '{leaf.model}' is not counted: no configuration of it is here")
         else:
-            lines.append(Line(name="oracle", formula=leaf.model, training=size, sampling=size))
+            lines.append(
+                Line(name="oracle's model", formula=leaf.model, training=size, sampling=size if run.draws else 0)
+            )
     return tuple(lines), tuple(unknown)

@@ -1,7 +1,7 @@
 """Bytes of a device, line by line, while it trains and while it samples."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignment.costs import Adapter, activation_bytes, cache_bytes, logit_bytes
 from alignment.generation.options import VLLMOptions
@@ -39,6 +39,8 @@ def memory_lines(run: Run, *, memory: float | None) -> tuple[Line, ...]:
         memory: bytes of the device, of which vLLM takes a share; ``None`` where nobody knows.
     """
     lines = [*_state(run), *_frozen(run), *_step(run), *_sampling(run, memory)]
+    if not run.draws:
+        lines = [replace(line, sampling=0) for line in lines]
     return tuple(line for line in lines if line.training or line.sampling)
 
 
@@ -79,9 +81,7 @@ def _state(run: Run) -> Iterator[Line]:
         # A copy that is stepped, and its moments, all in float32.
         optimizer, formula = 4 * (1 + moments) * outline.trained // launch.processes, f"{4 * (1 + moments)} P'"
     divided = " / N" if launch.is_zero or launch.sharding == "fsdp2" else ""
-    yield Line(
-        name="optimizer", formula=formula + divided, training=optimizer, sampling=0 if in_rounds else optimizer
-    )
+    yield Line(name="optimizer", formula=formula + divided, training=optimizer, sampling=0 if in_rounds else optimizer)
     if run.needs.stages > 1:
         start = (1 + moments) * trained // parts
         yield Line(name="start of the iteration", formula=f"{1 + moments} t P'", sampling=start)
@@ -116,9 +116,7 @@ def _step(run: Run) -> Iterator[Line]:
         adapter=_adapter(run),
     )
     kept = "; their inputs, and one layer" if run.is_checkpointed else ""
-    yield Line(
-        name="activations", formula=f"{batch.rows} rows of {batch.width:,} tokens{kept}", training=activations
-    )
+    yield Line(name="activations", formula=f"{batch.rows} rows of {batch.width:,} tokens{kept}", training=activations)
     is_whole = run.recipe.scoring.logits == "whole"
     bound = "" if is_whole else ", at most 2^25 logits"
     yield Line(
@@ -147,7 +145,7 @@ def _sampling(run: Run, memory: float | None) -> Iterator[Line]:
             share = int(options.gpu_memory_utilization * memory)
             kept = 0 if options.sleep or recipe.samples_in_rounds else share
             yield Line(name="vLLM", formula="its share of the device", training=kept, sampling=share)
-    if sampling.engine != "transformers" or not (needs.samples_in_batches or recipe.samples_in_rounds):
+    if sampling.engine != "transformers":
         return
     prompts = run.args.per_device_eval_batch_size if recipe.samples_in_rounds else run.args.per_device_train_batch_size
     sequences = prompts * run.answers_at_once
@@ -161,4 +159,3 @@ def _sampling(run: Run, memory: float | None) -> Iterator[Line]:
         formula=f"{models * sequences} x {length:,} tokens",
         sampling=models * cache_bytes(run.outline.shape, sequences=sequences, length=length, size=run.size),
     )
-

@@ -1,12 +1,11 @@
 """A model in numbers: built from its configuration on the meta device, where it has shapes and no storage."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -82,7 +81,7 @@ def outline_policy(
     """
     with torch.device("meta"):
         model = _bare_model(spec, tokenizer, config_of)
-        base = {"shape": _shape(model), "attention": spec.attn_implementation or model.config._attn_implementation}
+        base = {"shape": shape_of(model), "attention": spec.attn_implementation or model.config._attn_implementation}
         base["window"] = model.config.get_text_config().to_dict().get("sliding_window")
         quantised = sum(matrix.weight.numel() for matrix in _matrices(model)) if spec.load_in_4bit else 0
         embeddings = {id(part): part for part in (model.get_input_embeddings(), model.get_output_embeddings())}
@@ -136,9 +135,8 @@ def _bare_model(spec: ModelSpec, tokenizer: Any, config_of: str | None) -> PreTr
     config = _find_config(name)
     if config is None:
         raise UserError(
-            f"expected the configuration of '{name}' in a folder, in the cache of the Hub, or among the models that the "
-            "shipped recipes name, found it nowhere; --config-of FOLDER takes that of another copy: a folder with its "
-            "config.json is enough"
+            f"expected the configuration of '{name}' in a folder, in the cache of the Hub, or among the models that "
+            "shipped recipes name, found it nowhere; --config-of FOLDER takes a folder with its config.json"
         )
     try:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -161,7 +159,12 @@ def _matrices(model: PreTrainedModel) -> list[nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
 
 
-def _shape(model: PreTrainedModel) -> Shape:
+def shape_of(model: PreTrainedModel) -> Shape:
+    """Read off a causal language model without an adapter.
+
+    Raises:
+        UserError: for one of which the formulas know nothing.
+    """
     config = model.config.get_text_config()
     settings = config.to_dict()
     missing = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads") if key not in settings]

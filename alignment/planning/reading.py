@@ -1,13 +1,12 @@
-"""What the data of a recipe say before they are trained on: how many rows, how long; where they are not here, bounds."""
+"""What the data of a recipe say before they are trained on: how many rows, how long; or bounds of that."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from alignment.batches import EncodedRows, rows_to_encode
-from alignment.config import DataSource, Recipe, build_arguments
+from alignment.config import Recipe, build_arguments
 from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
 from alignment.models import load_tokenizer
@@ -165,9 +164,3 @@ def _answers(recipe: Recipe, found: Found | None, asked: int | None) -> int:
         return max(len(row.responses) for row in found.rows)
     games = [count_answers(source.path[0]) for source in recipe.data.sources if is_address(source.path[0])]
     return asked or max(games, default=2)
-
-
-def unread_sources(sources: Sequence[DataSource]) -> Iterator[str]:
-    """Paths that are not files on this machine."""
-    for source in sources:
-        yield from (path for path in source.path if not is_address(path) and not Path(path).exists())

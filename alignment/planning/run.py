@@ -108,7 +108,7 @@ class Run:
         name = OptimizerNames(self.args.optim).value
         if name not in _MOMENTS:
             raise UserError(
-                f"training.optim: expected one of {', '.join(_MOMENTS)}, whose state is known to the planner, got '{name}'"
+                f"training.optim: expected one of {', '.join(_MOMENTS)}, whose state is known here, got '{name}'"
             )
         return _MOMENTS[name]
 
@@ -124,13 +124,19 @@ class Run:
         return self.needs.stages * self.args.steps_per_rollout
 
     @property
+    def draws(self) -> bool:
+        """Whether answers are sampled; enumerated ones are not."""
+        samples = self.needs.samples_in_batches or self.recipe.samples_in_rounds
+        return samples and self.recipe.sampling.engine != "enumerate"
+
+    @property
     def rival_answers(self) -> int:
         """The opponent's answers to a prompt that are drawn for it."""
         return 0 if self.needs.opponent in ("none", "group") else self.recipe.sampling.opponent.num_completions
 
     @property
     def answers_at_once(self) -> int:
-        """Answers to a prompt that are drawn together: where policy and opponent are one distribution, those of both."""
+        """Answers to a prompt that are drawn together: those of both, where policy and opponent draw alike."""
         sampling = self.recipe.sampling
         is_one = (self.needs.sampler, self.needs.opponent) in (("policy", "fresh"), ("mixture", "mixture"))
         is_one &= sampling.temperature == sampling.opponent.temperature

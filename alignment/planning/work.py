@@ -1,8 +1,9 @@
 """What a run does: steps, tokens, questions to the oracle, money, floating-point operations."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from alignment.budgets import questions_of_a_rollout
 from alignment.costs import forward_flops
@@ -12,56 +13,63 @@ from alignment.rounds import questions_of_a_prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What the oracle of a run is asked, at most.
-
-    Attributes:
-        questions: pairs of answers; a panel's members count one by one.
-        requests: to judges behind an API: in both orders, where both are asked.
-        money: that they cost, in the currency of their prices; ``None`` where no judge names any.
-    """
-
-    questions: int
-    requests: int
-    money: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Sums over a player's whole run, all rounds. ``None`` where they hang on data that are not here.
+    """Sums over a whole run, all rounds. ``None`` where they hang on data that are not here.
 
     Attributes:
+        verdicts: that stand in the data.
         optimizer_steps: of all fits.
         trained_tokens: that pass through the model with a gradient, prompts among them.
         scored_tokens: of them, those of responses.
         sampled_tokens: at most, of all answers that are trained on or met.
-        asked: of the oracle.
-        flops: of training, of frozen policies, of sampling.
+        questions: to the oracle: pairs of answers; a panel's members count one by one.
+        requests: to judges behind an API: in both orders, where both are asked.
+        money: that they cost at most, in the currency of their prices; 0 where no judge names any.
+        training_flops: operations of all devices together, of forward and backward passes.
+        frozen_flops: of log-probs of frozen policies.
+        sampling_flops: of drawn answers. What an oracle's models compute is not among them.
     """
 
-    optimizer_steps: int | None
-    trained_tokens: int | None
-    scored_tokens: int | None
-    sampled_tokens: int | None
-    asked: Asked | None
-    flops: Mapping[str, float] | None
+    verdicts: int | None = None
+    optimizer_steps: int | None = None
+    trained_tokens: int | None = None
+    scored_tokens: int | None = None
+    sampled_tokens: int | None = None
+    questions: int | None = None
+    requests: int | None = None
+    money: float | None = None
+    training_flops: float | None = None
+    frozen_flops: float | None = None
+    sampling_flops: float | None = None
+
+    def __add__(self, other: "Work") -> "Work":
+        """Of two players."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return Work(
+            **{
+                name: None if value is None or theirs[name] is None else value + theirs[name]
+                for name, value in mine.items()
+            }
+        )
+
+    @property
+    def flops(self) -> float | None:
+        """Of the whole run."""
+        parts = (self.training_flops, self.frozen_flops, self.sampling_flops)
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
 
 def work_of(run: Run) -> Work:
-    """Reckon it for one player; the others of the recipe do the same."""
-    steps, drawn = _optimizer_steps(run), _prompts_answered(run)
-    gradients = None if steps is None else _rows_seen(run, steps)
-    is_shared, lengths = run.batch().is_shared, run.lengths
-    tokens = None if gradients is None else gradients * (lengths.shared if is_shared else lengths.dense)
-    scored = None if gradients is None else gradients * lengths.scored
-    return Work(
-        optimizer_steps=steps,
-        trained_tokens=None if tokens is None else round(tokens),
-        scored_tokens=None if scored is None else round(scored),
-        sampled_tokens=None if drawn is None else drawn * _answers(run) * run.recipe.sampling.max_new_tokens,
-        asked=None if drawn is None else _asked(run, drawn),
-        flops=None if tokens is None or scored is None or drawn is None else _flops(run, tokens, scored, drawn),
-    )
+    """Reckon it for one player."""
+    steps, prompts = _optimizer_steps(run), _prompts_answered(run)
+    reads = not (run.needs.samples_in_batches or run.recipe.samples_in_rounds)
+    work = Work(verdicts=run.lengths.verdicts if reads else 0)
+    if steps is not None:
+        work = replace(work, optimizer_steps=steps, **_training(run, steps))
+    if prompts is not None:
+        work = replace(work, **_sampling(run, prompts), **_asking(run, prompts))
+    return work
 
 
 # Counts --------------------------------------------------------------------------------------------------------------
@@ -125,69 +133,61 @@ def _prompts_answered(run: Run) -> int | None:
     return None if steps is None else _rows_seen(run, steps) // run.args.steps_per_rollout
 
 
-def _answers(run: Run) -> int:
-    """Answers to a prompt that are drawn; enumerated ones are not."""
+# What they cost ------------------------------------------------------------------------------------------------------
+
+
+def _training(run: Run, steps: int) -> dict[str, Any]:
+    batch, lengths, args = run.batch(), run.lengths, run.args
+    rows = _rows_seen(run, steps)
+    tokens, scored = rows * (lengths.shared if batch.is_shared else lengths.dense), rows * lengths.scored
+    forward = forward_flops(run.outline.shape, tokens=tokens, scored=scored, width=batch.width)
+    # Backward: gradients of activations, and of weights where those are not frozen.
+    times = 2 + int(not run.outline.is_adapter) + int(run.is_checkpointed)
+    share = 1.0 if run.needs.stages > 1 or not run.needs.samples_in_batches else 1 / args.steps_per_rollout
+    of_a_fit = _rows_of_a_fit(run)
+    if run.recipe.anchors.store and of_a_fit is not None:
+        # Each row once a fit, however often it is seen.
+        share = _num_fits(run) * of_a_fit / rows
+    return {
+        "trained_tokens": round(tokens),
+        "scored_tokens": round(scored),
+        "training_flops": times * forward,
+        "frozen_flops": run.copies().forwards * forward * share,
+    }
+
+
+def _sampling(run: Run, prompts: int) -> dict[str, Any]:
     sampling = run.recipe.sampling
-    return 0 if sampling.engine == "enumerate" else sampling.num_completions + run.rival_answers
+    drawn = prompts * (sampling.num_completions + run.rival_answers) if run.draws else 0
+    # A mixture asks two models at every token.
+    models = 2 if "mixture" in (run.needs.sampler, run.needs.opponent) else 1
+    new, length = sampling.max_new_tokens, run.lengths.prompt + sampling.max_new_tokens
+    flops = forward_flops(run.outline.shape, tokens=drawn * length, scored=drawn * new, width=length)
+    return {"sampled_tokens": drawn * new, "sampling_flops": models * flops}
 
 
-# The oracle ----------------------------------------------------------------------------------------------------------
-
-
-def _asked(run: Run, prompts: int) -> Asked:
+def _asking(run: Run, prompts: int) -> dict[str, Any]:
     recipe = run.recipe
     if not prompts or recipe.oracle is None:
-        return Asked(questions=0, requests=0, money=None)
+        return {"questions": 0, "requests": 0, "money": 0.0}
     if recipe.samples_in_rounds:
         each = questions_of_a_prompt(recipe.schedule.pairs, recipe.sampling.num_completions)
-    elif recipe.sampling.responses:
-        # Every pair of the responses.
-        count = len(recipe.sampling.responses)
-        each = count * (count - 1) // 2
+    elif recipe.sampling.responses is not None:
+        each = math.comb(len(recipe.sampling.responses), 2)
     else:
         each = questions_of_a_rollout(recipe, run.needs)
     questions = prompts * each
     # Members of a panel are counted already, those of a mixture are all asked.
-    of_a_leaf = questions // len(recipe.oracle["members"]) if recipe.oracle["kind"] == "panel" else questions
-    requests, money = 0, None
-    for leaf in leaves_of(recipe.oracle):
-        if isinstance(leaf, JudgeSpec):
-            asked = of_a_leaf * (2 if leaf.symmetrize else 1)
-            requests += asked
-            if leaf.prices is not None:
-                money = (money or 0.0) + asked * _price(run, leaf)
-    return Asked(questions=questions, requests=requests, money=money)
+    of_a_judge = questions // len(recipe.oracle["members"]) if recipe.oracle["kind"] == "panel" else questions
+    judges = [leaf for leaf in leaves_of(recipe.oracle) if isinstance(leaf, JudgeSpec)]
+    requests = [of_a_judge * (2 if judge.symmetrize else 1) for judge in judges]
+    money = sum(count * _price(run, judge) for count, judge in zip(requests, judges, strict=True))
+    return {"questions": questions, "requests": sum(requests), "money": float(money)}
 
 
 def _price(run: Run, judge: JudgeSpec) -> float:
     """Of a request: the template, whose bytes are more than its tokens, a prompt, two answers, the longest reply."""
-    assert judge.prices is not None
+    if judge.prices is None:
+        return 0.0
     read = len(judge.template_text().encode()) + run.lengths.prompt + 2 * run.recipe.sampling.max_new_tokens
     return (read * judge.prices.prompt + judge.reply_tokens * judge.prices.completion) / 1e6
-
-
-# Operations ----------------------------------------------------------------------------------------------------------
-
-
-def _flops(run: Run, tokens: float, scored: float, prompts: int) -> dict[str, float]:
-    """Of all devices together; the forwards of an oracle's models are not among them."""
-    shape, batch, lengths = run.outline.shape, run.batch(), run.lengths
-    forward = forward_flops(shape, tokens=tokens, scored=scored, width=batch.width)
-    # Backward: gradients of activations, and of weights; those of frozen weights are not computed.
-    times = 1 + (1 if run.outline.is_adapter else 2) + int(run.is_checkpointed)
-    copies, frozen = run.copies().forwards, 0.0
-    if copies and tokens:
-        seen = _rows_seen(run, _optimizer_steps(run) or 0)
-        share = 1.0
-        if run.recipe.anchors.store and lengths.rows is not None:
-            # Once for the rows of a round, in place of once for each time that they are seen.
-            share = _num_fits(run) * (_rows_of_a_fit(run) or 0) / seen
-        elif run.needs.samples_in_batches and run.needs.stages == 1:
-            share = 1 / run.args.steps_per_rollout
-        frozen = copies * forward * share
-    length = lengths.prompt + run.recipe.sampling.max_new_tokens
-    models = 2 if "mixture" in (run.needs.sampler, run.needs.opponent) else 1
-    sequences = prompts * _answers(run) * models
-    drawn = sequences * run.recipe.sampling.max_new_tokens
-    sampling = forward_flops(shape, tokens=sequences * length, scored=drawn, width=length)
-    return {"training": times * forward, "frozen policies": frozen, "sampling": sampling}
