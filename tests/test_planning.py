@@ -3,26 +3,37 @@
 Shape letters: as in ``alignment.costs``; ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens.
 """
 
+import json
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from alignment.config import PolicySpec, Recipe, load_recipe, recipes_folder
-from alignment.config.launch import Launch
-from alignment.costs import Adapter, activation_bytes
+from alignment import loop
+from alignment.anchors import AnchorSet
+from alignment.config import PolicySpec, Recipe, load_recipe, recipes_folder, shipped_recipes
+from alignment.config.launch import Launch, read_launch
+from alignment.costs import Adapter, activation_bytes, cache_bytes, forward_flops, layer_bytes
+from alignment.errors import UserError
+from alignment.generation.transformers import TransformersEngine
 from alignment.logps import Scoring, score
 from alignment.models import load_policy, load_tokenizer
-from alignment.planning import run_of
+from alignment.optim import ExtraGradient
+from alignment.planning import plan, run_of
+from alignment.planning.memory import memory_lines
 from alignment.planning.outline import outline_policy, shape_of
+from alignment.planning.run import Run
 from alignment.preparation import prepare_data
+from alignment.trainer import PreferenceTrainer
 from alignment.types import Completions
+from alignment.weights import TrainableWeights
 
-ROOT = Path(__file__).parents[1]
 ALONE = Launch()
 VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES", "PROMPTS", "JUDGE")
 TINY = "policy.tiny={hidden_size: 16, num_layers: 2, num_heads: 2, vocab_size: 300}"
@@ -139,55 +150,281 @@ def kept_bytes(model: Any, completions: Completions, *, layout: str, autocast: b
     return sum(storage.nbytes() for storage in kept.values()) - int(completions.lengths_BG.sum()) * (64 * size + 4)
 
 
+SMALL = {"width": 64, "layers": 2, "prompts": 2, "answers": 2, "prompt": 40, "answer": 12}
+LARGER = {"width": 128, "layers": 4, "prompts": 1, "answers": 3, "prompt": 100, "answer": 20}
+
+
 @pytest.mark.parametrize(
-    ("kind", "attention", "dtype", "rank", "autocast"),
+    ("kind", "dtype", "rank", "autocast", "sizes"),
     [
-        ("llama", "sdpa", torch.float32, None, False),
-        ("llama", "sdpa", torch.bfloat16, None, True),
-        ("llama", "sdpa", torch.float32, 4, False),
-        ("llama", "sdpa", torch.bfloat16, 4, True),
-        ("llama", "sdpa", torch.bfloat16, 4, False),
-        ("qwen2", "sdpa", torch.float32, None, False),
-        ("gemma2", "eager", torch.float32, None, False),
-        ("gemma2", "eager", torch.bfloat16, None, True),
-        ("gemma2", "eager", torch.bfloat16, 4, True),
+        ("llama", torch.float32, None, False, SMALL),
+        ("llama", torch.float32, None, False, LARGER),
+        ("llama", torch.bfloat16, None, True, SMALL),
+        ("llama", torch.float32, 4, False, SMALL),
+        ("llama", torch.bfloat16, 4, False, SMALL),
+        ("llama", torch.bfloat16, 4, True, SMALL),
+        ("llama", torch.bfloat16, 4, True, LARGER),
+        ("qwen2", torch.float32, None, False, SMALL),
+        ("gemma2", torch.float32, None, False, SMALL),
+        ("gemma2", torch.bfloat16, None, True, SMALL),
+        ("gemma2", torch.bfloat16, 4, True, LARGER),
     ],
 )
-@pytest.mark.parametrize(
-    ("width", "layers", "prompts", "answers", "prompt", "answer"), [(64, 2, 2, 2, 40, 12), (128, 4, 1, 3, 100, 20)]
-)
 def test_activations_are_the_tensors_that_a_graph_keeps(
-    kind: str,
-    attention: str,
-    dtype: torch.dtype,
-    rank: int | None,
-    autocast: bool,
-    width: int,
-    layers: int,
-    prompts: int,
-    answers: int,
-    prompt: int,
-    answer: int,
+    kind: str, dtype: torch.dtype, rank: int | None, autocast: bool, sizes: dict[str, int]
 ) -> None:
     """To 8 %: single numbers of a token, rotations, and outer norms of Gemma-2 that keep less, are left out."""
+    width, layers, attention = sizes["width"], sizes["layers"], "eager" if kind == "gemma2" else "sdpa"
     model: Any = decoder(kind, width=width, layers=layers, attention=attention, dtype=dtype)
     shape, size, adapter = shape_of(model), 2 if dtype == torch.bfloat16 else 4, None
     if rank is not None:
         model = peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear"))
-        adapted = 5 * width + width + 5 * width // 2
+        # Inputs of the seven matrices: of query, key, value, gate, up; of the output; of down.
+        inputs = layers * (5 * width + width + 5 * width // 2)
         copies = 0 if dtype == torch.float32 else 2 if autocast else 4
-        adapter = Adapter(inputs=layers * adapted, ranks=layers * 7 * rank, size=copies)
-    completions = group(prompts, answers, prompt, answer)
+        adapter = Adapter(inputs=inputs, ranks=layers * 7 * rank, size=copies)
+    completions = group(sizes["prompts"], sizes["answers"], sizes["prompt"], sizes["answer"])
     # What is known of a model is found out at its first batch.
     score(model, completions)
     kept = kept_bytes(model, completions, layout="prefix", autocast=autocast)
-    formula = activation_bytes(
-        shape,
-        rows=prompts,
-        width=prompt + answers * answer,
-        size=size,
-        attention=attention,
-        checkpointed=False,
-        adapter=adapter,
-    )
-    assert formula == pytest.approx(kept, rel=0.08)
+    shared = sizes["prompt"] + sizes["answers"] * sizes["answer"]
+    batch: Any = {"rows": sizes["prompts"], "width": shared, "size": size, "attention": attention, "adapter": adapter}
+    assert activation_bytes(shape, checkpointed=False, **batch) == pytest.approx(kept, rel=0.08)
+    if kind == "llama" and sizes == SMALL:
+        dense = kept_bytes(model, completions, layout="dense", autocast=autocast)
+        batch |= {"rows": sizes["prompts"] * sizes["answers"], "width": sizes["prompt"] + sizes["answer"]}
+        # Without padding there is no mask, and keys and values are not repeated.
+        assert (
+            0.8 * activation_bytes(shape, checkpointed=False, **batch)
+            < dense
+            <= 1.08 * activation_bytes(shape, checkpointed=False, **batch)
+        )
+
+
+def test_checkpointing_keeps_the_inputs_of_layers() -> None:
+    """And one layer, which is made again in the backward pass: not part of what the forward pass keeps."""
+    model: Any = decoder("llama", width=256, layers=8, attention="sdpa", dtype=torch.float32)
+    completions = group(1, 2, 60, 10)
+    score(model, completions)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    kept = kept_bytes(model, completions, layout="prefix", autocast=False)
+    batch: Any = {"rows": 1, "width": 80, "size": 4, "attention": "sdpa"}
+    whole = activation_bytes(shape_of(model), checkpointed=True, **batch)
+    assert whole - layer_bytes(shape_of(model), **batch) == pytest.approx(kept, rel=0.08)
+
+
+def test_a_cache_holds_the_keys_and_values_of_every_token() -> None:
+    model = decoder("qwen2", width=64, layers=2, attention="sdpa", dtype=torch.float32)
+    cache = model(input_ids=torch.zeros(3, 7, dtype=torch.int64), use_cache=True).past_key_values
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    assert cache_bytes(shape_of(model), sequences=3, length=7, size=4) == held
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """Eager attention, whose products of queries and keys are counted like any other."""
+    model = decoder("llama", width=64, layers=2, attention="eager", dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(2, 24, dtype=torch.int64))
+    assert forward_flops(shape_of(model), tokens=48, scored=48, width=24) == counter.get_total_flops()
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What a real run held, in bytes, and what it did."""
+
+    optimizer: int = 0
+    start: int = 0
+    copies: int = 0
+    steps: int = 0
+    tokens: int = 0
+    scored: int = 0
+    sampled: int = 0
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Fills while a recipe runs."""
+    found = Seen()
+    make, forward = PreferenceTrainer._make_anchors, PreferenceTrainer.compute_loss
+    train, answer, step = PreferenceTrainer._train_within_budget, TransformersEngine.answer, ExtraGradient.step
+
+    def make_anchors(self: PreferenceTrainer, *arguments: Any) -> AnchorSet:
+        anchors = make(self, *arguments)
+        held = {id(policy): policy for policy in anchors._copies.values()}.values()
+        tensors = [
+            list(policy.values.values()) if isinstance(policy, TrainableWeights) else list(policy.parameters())
+            for policy in held
+        ]
+        found.copies = max(found.copies, sum(tensor.nbytes for group in tensors for tensor in group))
+        return anchors
+
+    def compute_loss(self: PreferenceTrainer, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        completions: Completions = inputs["annotated"].completions
+        prompts_BG = (completions.attention_mask_BGT & ~completions.completion_mask_BGT).sum(-1)
+        found.scored += int(completions.lengths_BG.sum())
+        found.tokens += int(prompts_BG[:, 0].sum() + completions.lengths_BG.sum())
+        return forward(self, model, inputs, *arguments, **options)
+
+    def train_within_budget(self: PreferenceTrainer, options: Any) -> Any:
+        ended = train(self, options)
+        found.steps += self.state.global_step
+        found.optimizer = state_bytes(self.optimizer.state)
+        return ended
+
+    def draw(self: Any, *arguments: Any, **options: Any) -> Any:
+        answers = answer(self, *arguments, **options)
+        found.sampled += sum(len(ids) for answers_of_one in answers for ids in answers_of_one)
+        return answers
+
+    def take_step(self: ExtraGradient, closure: None = None) -> None:
+        step(self, closure)
+        values = sum(value.nbytes for value, _ in self._start.values())
+        states = state_bytes({key: state for key, (_, state) in self._start.items()})
+        found.start = max(found.start, values + states)
+
+    monkeypatch.setattr(PreferenceTrainer, "_make_anchors", make_anchors)
+    monkeypatch.setattr(PreferenceTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(PreferenceTrainer, "_train_within_budget", train_within_budget)
+    monkeypatch.setattr(TransformersEngine, "answer", draw)
+    monkeypatch.setattr(ExtraGradient, "step", take_step)
+    return found
+
+
+def state_bytes(state: Any) -> int:
+    """Of the moments; the number of steps is one number of each parameter, which is left out."""
+    return sum(tensor.nbytes for values in state.values() for tensor in values.values() if tensor.dim())
+
+
+# Nobody is held out, so that all that is sampled is sampled for training; an answer of one token cannot end early.
+QUICK = (TINY, "data.eval_fraction=0", "training.disable_tqdm=true", "training.per_device_train_batch_size=40")
+ONE_TOKEN = (*QUICK, "sampling.max_new_tokens=1", "training.max_steps=2")
+ADAPTER = "policy.lora={rank: 4}"
+TARGETS = ("method.name=nash_mp", "method.eta=0.2", "method.decay=0.9", "method.inner_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("dpo/tiny", (*QUICK, "training.max_steps=null", "training.num_train_epochs=1", "scoring.layout=prefix")),
+        pytest.param("dpo/tiny", (*QUICK, "training.max_steps=2", ADAPTER), marks=pytest.mark.slow),
+        pytest.param("dpo/tiny", (*QUICK, "training.max_steps=2", "anchors.store=true"), marks=pytest.mark.slow),
+        ("egpo/tiny", ONE_TOKEN),
+        pytest.param("egpo/tiny", (*ONE_TOKEN, *TARGETS), marks=pytest.mark.slow),
+        pytest.param("egpo/tiny", (*ONE_TOKEN, *TARGETS, ADAPTER), marks=pytest.mark.slow),
+        pytest.param("mnpo/tiny", ONE_TOKEN, marks=pytest.mark.slow),
+        pytest.param("mnpo/tiny", (*ONE_TOKEN, ADAPTER), marks=pytest.mark.slow),
+        pytest.param("inpo/tiny", (*ONE_TOKEN, "schedule.prompts=split"), marks=pytest.mark.slow),
+        pytest.param("mnpo/tiny_players", (*ONE_TOKEN, "schedule.rounds=2"), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value.partition("/")[0] if isinstance(value, str) else "",
+)
+def test_a_run_holds_and_does_what_was_planned(
+    name: str, overrides: tuple[str, ...], seen: Seen, tmp_path: Path
+) -> None:
+    """Moments, frozen policies, the start of an iteration, steps, tokens, questions: all equal, nothing about."""
+    recipe = recipe_of(name, *overrides, f"output_dir={tmp_path / 'run'}")
+    estimate = plan(recipe, ALONE)
+    loop.run(recipe)
+    lines = {line.name: line for line in estimate.lines}
+    assert seen.optimizer == lines["optimizer"].training > 0
+    assert seen.copies == sum(line.training for name, line in lines.items() if name.startswith("frozen"))
+    assert seen.start == sum(line.sampling for name, line in lines.items() if name.startswith("start"))
+    assert seen.steps == estimate.work.optimizer_steps
+    assert seen.sampled == estimate.work.sampled_tokens
+    asked = json.loads((tmp_path / "run" / "summary.json").read_text())["oracle_calls"]
+    assert asked == (estimate.work.verdicts if name == "dpo/tiny" else estimate.work.questions)
+    if "training.num_train_epochs=1" in overrides:
+        assert (seen.tokens, seen.scored) == (estimate.work.trained_tokens, estimate.work.scored_tokens)
+
+
+# Launches ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "stated"), [("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9)])
+def test_zero_divides_as_its_paper_says(stage: Any, stated: float) -> None:
+    """Figure 1 of arXiv 1910.02054: 7.5 10^9 parameters over 64 devices, 16 bytes each, 120 GB undivided."""
+    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
+    outline = replace(run.outline, parameters=7_500_000_000, trained=7_500_000_000)
+    run = replace(run, outline=outline, launch=Launch(processes=64, sharding=stage, is_mixed=True))
+    lines = {line.name: line.training for line in memory_lines(run, memory=None)}
+    states = lines["weights"] + lines["gradients"] + lines["optimizer"]
+    assert round(states / 1e9, 1) == stated
+
+
+def states(run: Run, launch: Launch) -> dict[str, int]:
+    """Bytes of what does not depend on the batch."""
+    names = ("weights", "gradients", "gradients, in buckets", "optimizer", "frozen models")
+    lines = memory_lines(replace(run, launch=launch), memory=None)
+    return {line.name: line.training for line in lines if line.name in names}
+
+
+def test_other_launches_divide_by_hand() -> None:
+    """A policy of P numbers: bfloat16 under DDP, trained in float32 under FSDP2; an adapter beside its frozen base."""
+    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
+    count = run.outline.parameters
+    whole = {"weights": 2 * count, "gradients": 2 * count, "optimizer": 4 * count, "frozen models": 2 * count}
+    assert states(run, ALONE) == whole
+    assert states(run, Launch(processes=8, sharding="ddp")) == whole | {"gradients, in buckets": 2 * count}
+    fsdp = Launch(processes=8, sharding="fsdp2", is_mixed=True)
+    assert states(run, fsdp) == {
+        "weights": 4 * count // 8,
+        "gradients": 4 * count // 8,
+        "optimizer": 8 * count // 8,
+        "frozen models": 2 * count,
+    }
+    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16", ADAPTER), ALONE)
+    adapter = run.outline.trained
+    assert states(run, fsdp) == {
+        "weights": (2 * count + 4 * adapter) // 8,
+        "gradients": 4 * adapter // 8,
+        "optimizer": 8 * adapter // 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ddp", Launch(processes=8, sharding="ddp", is_mixed=True)),
+        ("ddp_cpu", Launch(processes=2, sharding="ddp")),
+        ("zero1", Launch(processes=8, sharding="zero1", is_mixed=True)),
+        ("zero2_cpu", Launch(processes=2, sharding="zero2")),
+        ("zero3", Launch(processes=8, sharding="zero3", is_mixed=True)),
+        ("fsdp2", Launch(processes=8, sharding="fsdp2", is_mixed=True)),
+        ("multi_node", Launch(processes=16, sharding="zero3", is_mixed=True)),
+    ],
+)
+def test_shipped_launches_are_read(name: str, expected: Launch) -> None:
+    path = recipes_folder() / "accelerate" / f"{name}.yaml"
+    assert read_launch(path, None) == expected
+    assert read_launch(path, 4) == replace(expected, processes=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "processes", "message"),
+    [
+        ("num_processes: 2", None, "found no distributed_type"),
+        ("distributed_type: MULTI_CPU\nnum_processes: 2", None, "starts one process: expected MULTI_GPU"),
+        ("distributed_type: 'NO'", 8, "starts one process"),
+        ("distributed_type: TPU", None, "expected distributed_type NO, MULTI_GPU, DEEPSPEED or FSDP, got 'TPU'"),
+        ("distributed_type: DEEPSPEED", None, r"expected deepspeed_config\.zero_stage of 1, 2 or 3, got None"),
+        (
+            "distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}",
+            None,
+            r"expected fsdp_config\.fsdp_version 2, got 1",
+        ),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, offload_optimizer_device: cpu}",
+            None,
+            "expected no offload, got offload_optimizer_device: cpu",
+        ),
+    ],
+)
+def test_a_launch_that_is_not_understood_is_refused(
+    text: str, processes: int | None, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "launch.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_launch(tmp_path / "launch.yaml", processes)
