@@ -23,9 +23,15 @@ def check_deepspeed(needs: Needs, *, on_cpu: bool) -> None:
         on_cpu: whether processes talk through the kernel that DeepSpeed compiles for CPUs.
 
     Raises:
-        UserError: if DeepSpeed or what it compiles with is missing, and as :func:`check_stages`.
+        UserError: if DeepSpeed or what it compiles with is missing, or the method has two stages. Extragradient takes
+            its second gradient where the iteration started; ZeRO keeps the weights that it steps apart from those of
+            the forward, and returning the ones does not return the others.
     """
-    check_stages(needs)
+    if needs.stages > 1:
+        raise UserError(
+            f"the method has {needs.stages} stages an iteration: expected a launch without DeepSpeed (DDP or one "
+            "process), whose weights can be returned to the start of the iteration"
+        )
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("the launch asks for DeepSpeed: expected the extra `deepspeed`, found none; install it")
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None] if on_cpu else []
@@ -33,19 +39,4 @@ def check_deepspeed(needs: Needs, *, on_cpu: bool) -> None:
         raise UserError(
             f"DeepSpeed on a CPU compiles its communication at first use: expected g++ and ninja, found no "
             f"{' and no '.join(missing)}; install {'them' if len(missing) > 1 else 'it'}"
-        )
-
-
-def check_stages(needs: Needs) -> None:
-    """Refuse two stages under DeepSpeed.
-
-    Raises:
-        UserError: if the method has them. Extragradient takes its second gradient where the iteration started; ZeRO
-            keeps the weights that it steps apart from those of the forward, and returning the ones does not return the
-            others.
-    """
-    if needs.stages > 1:
-        raise UserError(
-            f"the method has {needs.stages} stages an iteration: expected a launch without DeepSpeed (DDP or one "
-            "process), whose weights can be returned to the start of the iteration"
         )

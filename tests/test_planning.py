@@ -4,6 +4,10 @@ Shape letters: as in ``alignment.costs``; ``B`` prompts, ``G`` completions of a 
 """
 
 import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignment import loop
 from alignment.anchors import AnchorSet
+from alignment.cli import main
 from alignment.config import PolicySpec, Recipe, load_recipe, recipes_folder, shipped_recipes
 from alignment.config.launch import Launch, read_launch
 from alignment.costs import Adapter, activation_bytes, cache_bytes, forward_flops, layer_bytes
@@ -25,14 +30,19 @@ from alignment.generation.transformers import TransformersEngine
 from alignment.logps import Scoring, score
 from alignment.models import load_policy, load_tokenizer
 from alignment.optim import ExtraGradient
+from alignment.oracles.templates import read_template
 from alignment.planning import plan, run_of
 from alignment.planning.memory import memory_lines
 from alignment.planning.outline import outline_policy, shape_of
 from alignment.planning.run import Run
+from alignment.planning.work import work_of
 from alignment.preparation import prepare_data
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Completions
 from alignment.weights import TrainableWeights
+from tests.text.test_recipes_run import columns_of
+
+ROOT = Path(__file__).parents[1]
 
 ALONE = Launch()
 VARIABLES = ("ALIGNMENT_REAL_DATA", "PREFERENCES", "PROMPTS", "JUDGE")
@@ -428,3 +438,167 @@ def test_a_launch_that_is_not_understood_is_refused(
     (tmp_path / "launch.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         read_launch(tmp_path / "launch.yaml", processes)
+
+
+# Recipes -------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(name: str, folder: Path) -> None:
+    """What a tiny model is made of must be there; nothing of a large one is."""
+    overrides = []
+    if Path(name).stem in ("tiny_hh", "tiny_kway"):
+        data = folder / "data.jsonl"
+        data.write_text("".join(json.dumps(columns_of(Path(name))(i)) + "\n" for i in range(24)))
+        overrides.append(f"data.preferences.path={data}")
+    recipe = load_recipe(recipes_folder() / name, overrides).recipe
+    is_known = recipe.policy.tiny is not None or (recipe.policy.model or "").startswith("textgame://")
+    estimate = plan(recipe, ALONE, rows=None if is_known else 60_000, memory=80e9)
+    assert all(line.training >= 0 and line.sampling >= 0 for line in estimate.lines)
+    assert estimate.peak > 0 and estimate.work.flops is not None and estimate.work.flops > 0
+    assert estimate.work.optimizer_steps and estimate.work.trained_tokens
+    samples = recipe.samples_in_rounds or recipe.build_method().needs.samples_in_batches
+    assert bool(estimate.work.sampled_tokens) == bool(estimate.work.questions) == samples
+    assert json.loads(json.dumps(estimate.to_json(memory=80e9, tflops=100.0)))["hours"] > 0
+
+
+METHODS = [
+    path.as_posix() for path in shipped_recipes() if path.parts[0] not in ("sft", "reward", "evaluation", "ablations")
+]
+# One of each way to train: from lists, in batches, in rounds, of several players, on the text game.
+SOME = ("lipo/qwen2.5-1.5b_ultrafeedback.yaml", "nash_mp/qwen2.5-1.5b_ultrafeedback.yaml", "mnpo/tiny_players.yaml")
+
+
+@pytest.mark.parametrize("name", [*SOME, "quickstart/maxmin.yaml"])
+def test_a_shipped_recipe_is_planned(name: str, tmp_path: Path) -> None:
+    plan_of(name, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_shipped_recipe_is_planned(tmp_path: Path) -> None:
+    for name in METHODS:
+        plan_of(name, tmp_path)
+
+
+def test_a_priced_judge_costs_what_its_requests_do() -> None:
+    """Rounds of 8 answers to 108 prompts: 28 pairs, in both orders. A request reads template, prompt, two answers."""
+    judge = (
+        "oracle={kind: judge, model: m, base_url: 'http://127.0.0.1:1/v1', max_tokens: 10, "
+        "prices: {prompt: 2, completion: 8}}"
+    )
+    recipe = recipe_of("inpo/tiny", TINY, judge, "data.eval_fraction=0.1")
+    run, _ = run_of(recipe, ALONE)
+    work = work_of(run)
+    assert work.questions == 3 * 108 * 28 and work.requests == 2 * work.questions
+    template = len(read_template(None).encode())
+    assert work.money == pytest.approx(work.requests * ((template + run.lengths.prompt + 24) * 2 + 10 * 8) / 1e6)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["plan", *arguments])
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, out, err
+
+    return run
+
+
+QWEN = "recipes/dpo/qwen2.5-1.5b_ultrafeedback.yaml"
+
+
+def test_a_table_says_what_is_held_and_whether_it_fits(call: Any) -> None:
+    ddp = ("--accelerate", "recipes/accelerate/ddp.yaml", "--rows", "60000", "--tflops", "200")
+    code, out, err = call(QWEN, *ddp, "--memory", "80GB")
+    assert code == 0 and "1,543,714,304 parameters, 1,543,714,304 trained; 8 processes, ddp" in out
+    assert re.search(r"^weights +3\.09 +bytes of P$", out, re.MULTILINE) and "it fits: " in out
+    assert re.search(r"^optimizer steps +469$", out, re.MULTILINE) and "hours at 200" in out
+    assert "note: lengths are bounds" in err
+    found = json.loads(call(QWEN, *ddp, "--memory", "8GiB", "--json")[1])
+    assert found["bytes"]["fits"] is False and found["bytes"]["device"] == 2**33
+    assert found["bytes"]["peak"] == sum(line["training"] for line in found["bytes"]["lines"])
+    assert found["hours"] == pytest.approx(
+        sum(found[f"{part}_flops"] for part in ("training", "frozen", "sampling")) / (200e12 * 8 * 3600)
+    )
+    code, out, err = call(QWEN)
+    assert re.search(r"^optimizer steps +unknown$", out, re.MULTILINE) and "--rows N says how many" in err
+
+
+def test_a_folder_with_a_configuration_is_enough(call: Any, tmp_path: Path) -> None:
+    model = decoder("llama", width=64, layers=2, attention="sdpa", dtype=torch.float32)
+    model.config.save_pretrained(tmp_path)
+    code, out, _ = call(QWEN, "policy.model=mine/unknown", "--config-of", str(tmp_path))
+    assert code == 0 and f"{sum(part.numel() for part in model.parameters()):,} parameters" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recipes/dpo/no.yaml",), "no file 'recipes/dpo/no.yaml'"),
+        (("recipes/sft/tiny_hh.yaml",), "is it one of `alignment sft` or `alignment reward`?"),
+        ((QWEN, "policy.model=mine/unknown"), "expected the configuration of 'mine/unknown'"),
+        ((QWEN, "policy.lora={rank: 4, target_modules: [nowhere]}"), "policy.lora: expected modules of the model"),
+        ((QWEN, "training.optim=lion_8bit"), "training.optim: expected one of adamw_torch, adamw_torch_fused, sgd"),
+        ((QWEN, "training.deepspeed=zero.json"), "training: expected the launch in a file of its own (--accelerate)"),
+        ((QWEN, "--accelerate", "no.yaml"), "no file 'no.yaml'"),
+        ((QWEN, "--memory", "80"), "--memory: expected a number of GB or GiB, such as 80GB, got '80'"),
+        ((QWEN, "--tflops", "0"), "--tflops: expected a number above 0, got 0"),
+        (
+            ("recipes/egpo/tiny.yaml", "--accelerate", "recipes/accelerate/zero2.yaml"),
+            "the method has 2 stages an iteration: expected a launch without DeepSpeed",
+        ),
+        (
+            ("recipes/dpo/tiny.yaml", "data.preferences.path=no.jsonl"),
+            "policy.tiny: its vocabulary is made of the data",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str, call: Any) -> None:
+    code, out, err = call(*arguments)
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert message in err
+
+
+# Slurm ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_job_starts_a_launcher_on_each_node(tmp_path: Path) -> None:
+    """A srun that starts two tasks, and a launcher that says what it was asked for."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    programs = {
+        "activate": "",
+        "scontrol": '[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"',
+        "srun": 'shift; for rank in 0 1; do SLURM_PROCID=$rank "$@"; done',
+        "accelerate": 'printf "%s|" "$@"; echo',
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    script = ROOT / "recipes" / "accelerate" / "slurm.sh"
+    job = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    environment = {**os.environ, **job, "PATH": f"{folder}:{os.environ['PATH']}", "VENV": str(tmp_path)}
+
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(script), *arguments]
+        return subprocess.run(command, env=environment | changes, capture_output=True, text=True, check=False)
+
+    done = run("recipes/dpo/tiny.yaml", "output_dir=runs/with space")
+    assert done.returncode == 0, done.stderr
+    expected = (
+        "launch|--config_file|recipes/accelerate/multi_node.yaml|--num_machines|2|--num_processes|16|--machine_rank|{}|"
+        "--main_process_ip|n1|--main_process_port|23456|"
+        "scripts/train.py|recipes/dpo/tiny.yaml|output_dir=runs/with space|"
+    )
+    assert done.stdout.splitlines() == [expected.format(rank) for rank in (0, 1)]
+    assert run("a.yaml", LAUNCH="mine.yaml").stdout.startswith("launch|--config_file|mine.yaml|")
+    assert run().returncode == 2
+    outside = run("a.yaml", SLURM_GPUS_ON_NODE="")
+    assert outside.returncode == 1 and "expected a job of Slurm with GPUs" in outside.stderr

@@ -14,7 +14,6 @@ from typing import Any
 from alignment.config import Recipe, build_arguments
 from alignment.config.launch import Launch
 from alignment.errors import UserError
-from alignment.launch import check_stages
 from alignment.oracles.build import LanguageModelSpec, PairwiseSpec, RewardSpec, leaves_of
 from alignment.planning.memory import Line, memory_lines
 from alignment.planning.outline import Outline, judge_bytes, outline_policy
@@ -106,7 +105,7 @@ def plan(
         memory: bytes of a device.
 
     Raises:
-        UserError: if the model's configuration is not on this machine; for a launch that would be refused.
+        UserError: if the model's configuration is not on this machine.
     """
     run, notes = run_of(recipe, launch, config_of=config_of, rows=rows, responses=responses)
     judges, unknown = _judges(recipe, run)
@@ -135,8 +134,6 @@ def run_of(
         raise UserError("training: expected the launch in a file of its own (--accelerate), got deepspeed or fsdp")
     own = next(iter(recipe.by_player().values()))
     needs = own.build_method().needs
-    if launch.is_zero:
-        check_stages(needs)
     found = find_rows(recipe)
     outline = outline_policy(recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of)
     run = Run(

@@ -65,7 +65,9 @@ def _state(run: Run) -> Iterator[Line]:
         elif not launch.reshards:
             gathered, formula = outline.parameters, "b P"
         size = run.size * gathered
-        yield Line(name="weights, gathered", formula=formula, training=size, sampling=0 if in_rounds else size)
+        # ZeRO-3 gathers them once for all tokens of an answer.
+        drawing = run.size * outline.parameters if launch.sharding == "zero3" else size
+        yield Line(name="weights, gathered", formula=formula, training=size, sampling=0 if in_rounds else drawing)
     trained = outline.trained * run.trained_size
     parts = launch.processes if launch.sharding in ("zero2", "zero3", "fsdp2") else 1
     yield Line(name="gradients", formula="t P'" + (" / N" if parts > 1 else ""), training=trained // parts)
@@ -83,8 +85,11 @@ def _state(run: Run) -> Iterator[Line]:
     divided = " / N" if launch.is_zero or launch.sharding == "fsdp2" else ""
     yield Line(name="optimizer", formula=formula + divided, training=optimizer, sampling=0 if in_rounds else optimizer)
     if run.needs.stages > 1:
-        start = (1 + moments) * trained // parts
-        yield Line(name="start of the iteration", formula=f"{1 + moments} t P'", sampling=start)
+        # Of what the optimizer steps, with its moments.
+        start, formula = (1 + moments) * trained // (parts if launch.sharding == "fsdp2" else 1), f"{1 + moments} t P'"
+        if launch.is_zero:
+            start, formula = optimizer, f"{4 * (1 + moments)} P'"
+        yield Line(name="start of the iteration", formula=formula + divided, sampling=start)
 
 
 def _frozen(run: Run) -> Iterator[Line]:

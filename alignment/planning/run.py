@@ -166,12 +166,10 @@ class Run:
         forwards += older + 1 - int(shares_ref) if windows else 0
         if recipe.anchors.store:
             return Copies(wholes=0, adapters=0, forwards=forwards)
-        # Under ZeRO-3 parts of weights cannot be exchanged, so that a copy of an adapter's policy is whole.
-        moving, held = int(copies_start) + slow, older + players
-        deep = moving if not is_adapter or self.launch.sharding == "zero3" else 0
+        held = int(copies_start) + slow + older + players
         return Copies(
-            wholes=int(loads_ref) + deep + (0 if is_adapter else held),
-            adapters=moving - deep + held if is_adapter else 0,
+            wholes=int(loads_ref) + (0 if is_adapter else held),
+            adapters=held if is_adapter else 0,
             forwards=forwards,
         )
 
