@@ -342,22 +342,28 @@ def _print_plan(found: "Plan", memory: int | None, tflops: float | None) -> None
 
 def _sums(found: "Plan", tflops: float | None) -> Iterator[tuple[str, str]]:
     work = found.work
-
-    def count(number: float | None, scale: float = 1.0, form: str = ",.0f") -> str:
-        return "unknown" if number is None else format(number / scale, form)
-
-    yield "rows that are trained on", count(found.rows)
-    yield "optimizer steps", count(work.optimizer_steps)
-    yield "tokens trained on", count(work.trained_tokens)
-    yield "  of them of responses", count(work.scored_tokens)
-    yield "tokens sampled, at most", count(work.sampled_tokens)
-    yield "verdicts in the data", count(work.verdicts)
-    yield "questions to the oracle", count(work.questions)
-    yield "requests to judges", count(work.requests)
-    if work.money:
-        yield "their price, at most", count(work.money, form=",.2f")
-    yield "10^15 operations: training", count(work.training_flops, 1e15, ",.3g")
-    yield "  frozen policies", count(work.frozen_flops, 1e15, ",.3g")
-    yield "  sampling", count(work.sampling_flops, 1e15, ",.3g")
+    counts = {
+        "rows that are trained on": found.rows,
+        "optimizer steps": work.optimizer_steps,
+        "tokens trained on": work.trained_tokens,
+        "  of them of responses": work.scored_tokens,
+        "tokens sampled, at most": work.sampled_tokens,
+        "verdicts in the data": work.verdicts,
+        "questions to the oracle": work.questions,
+        "requests to judges": work.requests,
+        "their price, at most": work.money,
+        "10^15 operations: training": _peta(work.training_flops),
+        "  frozen policies": _peta(work.frozen_flops),
+        "  sampling": _peta(work.sampling_flops),
+    }
+    for name, count in counts.items():
+        if count != 0:
+            yield name, "unknown" if count is None else f"{count:,}"
     if tflops is not None:
-        yield f"hours at {tflops:g} x 10^12 a second", count(found.hours(tflops), form=",.2f")
+        hours = found.hours(tflops)
+        yield f"hours at {tflops:g} x 10^12 a second", "unknown" if hours is None else f"{hours:,.2f}"
+
+
+def _peta(operations: float | None) -> float | None:
+    """In 10^15, to three digits."""
+    return None if operations is None else float(f"{operations / 1e15:.3g}")

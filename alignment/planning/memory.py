@@ -137,7 +137,10 @@ def _adapter(run: Run) -> Adapter | None:
         return None
     # peft casts inputs to the precision of the adapter, and autocast casts them back, each time anew.
     is_cast = run.size != outline.trained_size
-    size = (run.size if run.is_mixed else outline.trained_size) if is_cast else 0
+    size = (run.size if run.is_mixed else outline.trained_size) if is_cast or outline.has_dropout else 0
+    if outline.has_dropout:
+        # A byte of its mask.
+        size += 1
     return Adapter(inputs=outline.adapted, ranks=outline.ranks, size=size)
 
 
