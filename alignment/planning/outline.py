@@ -80,35 +80,36 @@ def outline_policy(
         UserError: if the configuration is nowhere on this machine, or the adapter fits no part of the model.
     """
     with torch.device("meta"):
-        model = _bare_model(spec, tokenizer, config_of)
-        base = {"shape": shape_of(model), "attention": spec.attn_implementation or model.config._attn_implementation}
-        base["window"] = model.config.get_text_config().to_dict().get("sliding_window")
-        quantised = sum(matrix.weight.numel() for matrix in _matrices(model)) if spec.load_in_4bit else 0
-        embeddings = {id(part): part for part in (model.get_input_embeddings(), model.get_output_embeddings())}
-        outer = sum({id(part.weight): part.weight.numel() for part in embeddings.values()}.values())
-        whole: nn.Module = model
+        base = _bare_model(spec, tokenizer, config_of)
+        shape, num_matrices = shape_of(base), sum(matrix.weight.numel() for matrix in _matrices(base))
+        # A set: they may be tied.
+        outer = {base.get_input_embeddings().weight, base.get_output_embeddings().weight}
+        policy: Any = base
         if spec.lora is not None:
             try:
-                whole = get_peft_model(model, lora_config(spec.lora, "CAUSAL_LM"))
+                policy = get_peft_model(base, lora_config(spec.lora, "CAUSAL_LM"))
             except ValueError as error:
                 raise UserError(f"policy.lora: expected modules of the model, got {error}") from None
-    parameters = list(whole.parameters())
+    parameters = list(policy.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     loaded = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    if quantised:
+    if spec.load_in_4bit:
         # What is not quantised becomes float32 (peft.prepare_model_for_kbit_training).
-        loaded = 4 * (sum(parameter.numel() for parameter in parameters) - quantised) + int(_QUANTISED * quantised)
-    adapters = [module.lora_A["default"] for module in whole.modules() if isinstance(module, peft.tuners.lora.Linear)]
+        loaded = 4 * (sum(parameter.numel() for parameter in parameters) - num_matrices)
+        loaded += int(_QUANTISED * num_matrices)
+    adapters = [part.lora_A["default"] for part in policy.modules() if isinstance(part, peft.tuners.lora.Linear)]
     return Outline(
-        **base,
+        shape=shape,
         parameters=sum(parameter.numel() for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         loaded_bytes=loaded,
         trained_size=trained[0].element_size(),
         adapted=sum(matrix.in_features for matrix in adapters),
         ranks=sum(matrix.out_features for matrix in adapters),
-        largest=outer + 2 * base["shape"].body // base["shape"].layers,
-        has_dropout=has_dropout(whole),
+        largest=sum(parameter.numel() for parameter in outer) + 2 * shape.body // shape.layers,
+        attention=spec.attn_implementation or base.config._attn_implementation,
+        window=base.config.get_text_config().to_dict().get("sliding_window"),
+        has_dropout=has_dropout(policy),
     )
 
 
