@@ -259,6 +259,7 @@ class Seen:
     tokens: int = 0
     scored: int = 0
     sampled: int = 0
+    sequences: int = 0
 
 
 @pytest.fixture
@@ -294,6 +295,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def draw(self: Any, *arguments: Any, **options: Any) -> Any:
         answers = answer(self, *arguments, **options)
         found.sampled += sum(len(ids) for answers_of_one in answers for ids in answers_of_one)
+        found.sequences = max(found.sequences, sum(len(answers_of_one) for answers_of_one in answers))
         return answers
 
     def take_step(self: ExtraGradient, closure: None = None) -> None:
@@ -318,6 +320,7 @@ def state_bytes(state: Any) -> int:
 # Nobody is held out, so that all that is sampled is sampled for training; an answer of one token cannot end early.
 QUICK = (TINY, "data.eval_fraction=0", "training.disable_tqdm=true", "training.per_device_train_batch_size=40")
 ONE_TOKEN = (*QUICK, "sampling.max_new_tokens=1", "training.max_steps=2")
+ONE_EPOCH = ("training.max_steps=null", "training.num_train_epochs=1")
 ADAPTER = "policy.lora={rank: 4}"
 TARGETS = ("method.name=nash_mp", "method.eta=0.2", "method.decay=0.9", "method.inner_steps=2")
 
@@ -325,7 +328,7 @@ TARGETS = ("method.name=nash_mp", "method.eta=0.2", "method.decay=0.9", "method.
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("dpo/tiny", (*QUICK, "training.max_steps=null", "training.num_train_epochs=1", "scoring.layout=prefix")),
+        ("dpo/tiny", (*QUICK, *ONE_EPOCH, "scoring.layout=prefix")),
         pytest.param("dpo/tiny", (*QUICK, "training.max_steps=2", ADAPTER), marks=pytest.mark.slow),
         pytest.param("dpo/tiny", (*QUICK, "training.max_steps=2", "anchors.store=true"), marks=pytest.mark.slow),
         ("egpo/tiny", ONE_TOKEN),
@@ -333,7 +336,8 @@ TARGETS = ("method.name=nash_mp", "method.eta=0.2", "method.decay=0.9", "method.
         pytest.param("egpo/tiny", (*ONE_TOKEN, *TARGETS, ADAPTER), marks=pytest.mark.slow),
         pytest.param("mnpo/tiny", ONE_TOKEN, marks=pytest.mark.slow),
         pytest.param("mnpo/tiny", (*ONE_TOKEN, ADAPTER), marks=pytest.mark.slow),
-        pytest.param("inpo/tiny", (*ONE_TOKEN, "schedule.prompts=split"), marks=pytest.mark.slow),
+        pytest.param("inpo/tiny", (*ONE_TOKEN, *ONE_EPOCH, "schedule.prompts=split"), marks=pytest.mark.slow),
+        pytest.param("egpo/tiny", (*ONE_TOKEN, "sampling.temperature=1"), marks=pytest.mark.slow),
         pytest.param("mnpo/tiny_players", (*ONE_TOKEN, "schedule.rounds=2"), marks=pytest.mark.slow),
     ],
     ids=lambda value: value.partition("/")[0] if isinstance(value, str) else "",
@@ -353,7 +357,10 @@ def test_a_run_holds_and_does_what_was_planned(
     assert seen.sampled == estimate.work.sampled_tokens
     asked = json.loads((tmp_path / "run" / "summary.json").read_text())["oracle_calls"]
     assert asked == (estimate.work.verdicts if name == "dpo/tiny" else estimate.work.questions)
-    if "training.num_train_epochs=1" in overrides:
+    run, _ = run_of(recipe, ALONE)
+    cache = cache_bytes(run.outline.shape, sequences=seen.sequences, length=run.lengths.prompt + 1, size=4)
+    assert cache == sum(line.sampling for name, line in lines.items() if name == "keys and values")
+    if run.lengths.is_counted and "training.num_train_epochs=1" in overrides:
         assert (seen.tokens, seen.scored) == (estimate.work.trained_tokens, estimate.work.scored_tokens)
 
 
