@@ -351,14 +351,14 @@ def _sums(found: "Plan", tflops: float | None) -> Iterator[tuple[str, str]]:
         "verdicts in the data": work.verdicts,
         "questions to the oracle": work.questions,
         "requests to judges": work.requests,
-        "their price, at most": work.money,
+        "their price, at most": None if work.money is None else round(work.money, 2),
         "10^15 operations: training": _peta(work.training_flops),
         "  frozen policies": _peta(work.frozen_flops),
         "  sampling": _peta(work.sampling_flops),
     }
     for name, count in counts.items():
         if count != 0:
-            yield name, "unknown" if count is None else f"{count:,}"
+            yield name, "unknown" if count is None else f"{count:,.15g}"
     if tflops is not None:
         hours = found.hours(tflops)
         yield f"hours at {tflops:g} x 10^12 a second", "unknown" if hours is None else f"{hours:,.2f}"

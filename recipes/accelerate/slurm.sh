@@ -24,7 +24,7 @@ MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000))     # two jobs that share a node do not meet
 PROCESSES=$((SLURM_NNODES * gpus))
 export LAUNCH=${LAUNCH:-recipes/accelerate/multi_node.yaml}
-# The file system is shared: nothing is fetched twice, and a run that was cut off goes on.
+# Nodes that compute often have no network: models and data stand on disk.
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 
 # SLURM_PROCID is known inside a task only, hence the quotes.
