@@ -31,6 +31,7 @@ LAYERS = [
         "textgame",
         "tiny",
         "artefacts",
+        "sharding",
         "weights",
         "ranks",
         "_trl_compat",
