@@ -108,7 +108,7 @@ def test_a_policy_counts_like_the_one_that_is_built(lora: str, dtype: str) -> No
     model: Any = load_policy(recipe.policy, tokenizer, seed=0)
     if recipe.policy.lora is not None:
         model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    outline = run_of(recipe, ALONE)[0].outline
+    outline = run_of(recipe, ALONE).outline
     built = list(model.parameters())
     assert outline.parameters == sum(parameter.numel() for parameter in built)
     assert outline.trained == sum(parameter.numel() for parameter in built if parameter.requires_grad)
@@ -357,7 +357,7 @@ def test_a_run_holds_and_does_what_was_planned(
     assert seen.sampled == estimate.work.sampled_tokens
     asked = json.loads((tmp_path / "run" / "summary.json").read_text())["oracle_calls"]
     assert asked == (estimate.work.verdicts if name == "dpo/tiny" else estimate.work.questions)
-    run, _ = run_of(recipe, ALONE)
+    run = run_of(recipe, ALONE)
     cache = cache_bytes(run.outline.shape, sequences=seen.sequences, length=run.lengths.prompt + 1, size=4)
     assert cache == sum(line.sampling for name, line in lines.items() if name == "keys and values")
     if run.lengths.is_counted and "training.num_train_epochs=1" in overrides:
@@ -370,7 +370,7 @@ def test_a_run_holds_and_does_what_was_planned(
 @pytest.mark.parametrize(("stage", "stated"), [("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9)])
 def test_zero_divides_as_its_paper_says(stage: Any, stated: float) -> None:
     """Figure 1 of arXiv 1910.02054: 7.5 10^9 parameters over 64 devices, 16 bytes each, 120 GB undivided."""
-    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
+    run = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
     outline = replace(run.outline, parameters=7_500_000_000, trained=7_500_000_000)
     run = replace(run, outline=outline, launch=Launch(processes=64, sharding=stage, is_mixed=True))
     lines = {line.name: line.training for line in memory_lines(run, memory=None)}
@@ -387,7 +387,7 @@ def states(run: Run, launch: Launch) -> dict[str, int]:
 
 def test_other_launches_divide_by_hand() -> None:
     """A policy of P numbers: bfloat16 under DDP, trained in float32 under FSDP2; an adapter beside its frozen base."""
-    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
+    run = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16"), ALONE)
     count = run.outline.parameters
     whole = {"weights": 2 * count, "gradients": 2 * count, "optimizer": 4 * count, "frozen models": 2 * count}
     assert states(run, ALONE) == whole
@@ -399,7 +399,7 @@ def test_other_launches_divide_by_hand() -> None:
         "optimizer": 8 * count // 8,
         "frozen models": 2 * count,
     }
-    run, _ = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16", ADAPTER), ALONE)
+    run = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16", ADAPTER), ALONE)
     adapter = run.outline.trained
     assert states(run, fsdp) == {
         "weights": (2 * count + 4 * adapter) // 8,
@@ -500,7 +500,7 @@ def test_a_priced_judge_costs_what_its_requests_do() -> None:
         "prices: {prompt: 2, completion: 8}}"
     )
     recipe = recipe_of("inpo/tiny", TINY, judge, "data.eval_fraction=0.1")
-    run, _ = run_of(recipe, ALONE)
+    run = run_of(recipe, ALONE)
     work = work_of(run)
     assert work.questions == 3 * 108 * 28 and work.requests == 2 * work.questions
     template = len(read_template(None).encode())
@@ -559,6 +559,15 @@ def test_a_folder_with_a_configuration_is_enough(call: Any, tmp_path: Path) -> N
         ((QWEN, "policy.lora={rank: 4, target_modules: [nowhere]}"), "policy.lora: expected modules of the model"),
         ((QWEN, "training.optim=lion_8bit"), "training.optim: expected one of adamw_torch, adamw_torch_fused, sgd"),
         ((QWEN, "training.deepspeed=zero.json"), "training: expected the launch in a file of its own (--accelerate)"),
+        (
+            ("recipes/dpo/tiny.yaml", "--rows", "9"),
+            "--rows, --responses: expected neither where the data are on this machine",
+        ),
+        (
+            ("recipes/spo/qwen2.5-1.5b_ultrafeedback.yaml", "--responses", "9"),
+            "--responses: expected none where they are",
+        ),
+        (("recipes/quickstart/dpo.yaml", "--config-of", "m"), "--config-of: expected none for a model that is made on"),
         ((QWEN, "--accelerate", "no.yaml"), "no file 'no.yaml'"),
         ((QWEN, "--memory", "80"), "--memory: expected a number of GB or GiB, such as 80GB, got '80'"),
         ((QWEN, "--tflops", "0"), "--tflops: expected a number above 0, got 0"),

@@ -20,6 +20,8 @@ from alignment.planning.outline import Outline, judge_bytes, outline_policy
 from alignment.planning.reading import find_rows, measure
 from alignment.planning.run import Run
 from alignment.planning.work import Work, work_of
+from alignment.textgame import is_address
+from alignment.types import Needs
 
 __all__ = ["Line", "Outline", "Plan", "Run", "Work", "plan", "run_of"]
 
@@ -107,7 +109,7 @@ def plan(
     Raises:
         UserError: if the model's configuration is not on this machine.
     """
-    run, notes = run_of(recipe, launch, config_of=config_of, rows=rows, responses=responses)
+    run = run_of(recipe, launch, config_of=config_of, rows=rows, responses=responses)
     judges, unknown = _judges(recipe, run)
     return Plan(
         model=recipe.policy.model or "policy.tiny",
@@ -117,7 +119,7 @@ def plan(
         lines=(*memory_lines(run, memory=memory), *judges),
         rows=run.lengths.rows,
         work=functools.reduce(operator.add, map(work_of, _by_player(run, recipe))),
-        notes=(*notes, *unknown),
+        notes=(*_notes(run, responses, memory is not None), *unknown),
     )
 
 
@@ -128,13 +130,14 @@ def run_of(
     config_of: str | None = None,
     rows: int | None = None,
     responses: int | None = None,
-) -> tuple[Run, tuple[str, ...]]:
-    """What is planned, and what was assumed about it; arguments as of :func:`plan`. Of several players the first."""
+) -> Run:
+    """What is planned; arguments as of :func:`plan`. Of several players the first."""
     if recipe.training.get("deepspeed") is not None or recipe.training.get("fsdp"):
         raise UserError("training: expected the launch in a file of its own (--accelerate), got deepspeed or fsdp")
     own = next(iter(recipe.by_player().values()))
     needs = own.build_method().needs
     found = find_rows(recipe)
+    _refuse_unread(own, needs, found is not None, config_of=config_of, rows=rows, responses=responses)
     outline = outline_policy(recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of)
     run = Run(
         recipe=own,
@@ -144,7 +147,20 @@ def run_of(
         args=build_arguments(recipe),
         lengths=measure(own, needs, found, rows=rows, responses=responses),
     )
-    return run, tuple(_notes(run, responses))
+    return run
+
+
+def _refuse_unread(
+    recipe: Recipe, needs: Needs, is_here: bool, *, config_of: str | None, rows: int | None, responses: int | None
+) -> None:
+    """Options that would change nothing."""
+    samples = needs.samples_in_batches or recipe.samples_in_rounds
+    if is_here and (rows is not None or responses is not None):
+        raise UserError("--rows, --responses: expected neither where the data are on this machine, which are counted")
+    if samples and responses is not None:
+        raise UserError("--responses: expected none where they are sampled: sampling.num_completions says how many")
+    if config_of is not None and (recipe.policy.tiny is not None or is_address(recipe.policy.model)):
+        raise UserError("--config-of: expected none for a model that is made on the spot")
 
 
 def _by_player(run: Run, recipe: Recipe) -> Iterator[Run]:
@@ -152,7 +168,7 @@ def _by_player(run: Run, recipe: Recipe) -> Iterator[Run]:
         yield replace(run, recipe=own, needs=own.build_method().needs)
 
 
-def _notes(run: Run, responses: int | None) -> Iterator[str]:
+def _notes(run: Run, responses: int | None, has_memory: bool) -> Iterator[str]:
     lengths, recipe = run.lengths, run.recipe
     if not lengths.is_counted:
         yield (
@@ -164,6 +180,8 @@ def _notes(run: Run, responses: int | None) -> Iterator[str]:
         yield f"{paths} is not on this machine: --rows N says how many rows are trained on"
         if responses is None and recipe.data.prompts is None and lengths.responses == 2:
             yield "two responses of a prompt are assumed: --responses N says otherwise"
+    if recipe.sampling.engine == "vllm" and not has_memory and run.draws:
+        yield "vLLM's share of the device is not counted: --memory says how large that is"
     if not run.outline.shape.is_understood:
         yield "the layers are not those that the formulas are about: activations and operations are rough"
     if recipe.evaluation is not None or recipe.training.get("eval_strategy", "no") != "no":

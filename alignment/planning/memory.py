@@ -38,73 +38,65 @@ def memory_lines(run: Run, *, memory: float | None) -> tuple[Line, ...]:
         run: of one player.
         memory: bytes of the device, of which vLLM takes a share; ``None`` where nobody knows.
     """
-    lines = [*_state(run), *_frozen(run), *_step(run), *_sampling(run, memory)]
-    if not run.draws:
-        lines = [replace(line, sampling=0) for line in lines]
+    held = [*_weights(run), *_optimizer(run), *_frozen(run)]
+    drawn = list(_sampling(run, memory))
+    if run.recipe.samples_in_rounds:
+        # Rounds sample with a model that is loaded for that, and with nothing else.
+        loaded = Line(name="weights, to sample", formula="bytes of P", sampling=run.outline.loaded_bytes)
+        drawn.append(loaded)
+    if run.recipe.samples_in_rounds or not run.draws:
+        held = [replace(line, sampling=0) for line in held]
+    lines = (*held, *_step(run), *(drawn if run.draws else ()))
     return tuple(line for line in lines if line.training or line.sampling)
 
 
-def _state(run: Run) -> Iterator[Line]:
-    """Weights, gradients, and what the optimizer keeps."""
-    outline, launch, in_rounds = run.outline, run.launch, run.recipe.samples_in_rounds
-    weights = run.weight_bytes // (launch.processes if launch.shares_weights else 1)
+def _weights(run: Run) -> Iterator[Line]:
+    outline, launch = run.outline, run.launch
     divided = " / N" if launch.shares_weights else ""
-    # Rounds sample with a model that is loaded for that, and with nothing else.
-    yield Line(
-        name="weights",
-        formula=f"bytes of P{divided}",
-        training=weights,
-        sampling=outline.loaded_bytes if in_rounds else weights,
-    )
+    weights = run.weight_bytes // (launch.processes if launch.shares_weights else 1)
+    yield Line(name="weights", formula=f"bytes of P{divided}", training=weights, sampling=weights)
     if run.is_mixed and run.recipe.policy.dtype == "float32" and launch.sharding in ("none", "ddp"):
         yield Line(name="weights, cast", formula="2 body", training=2 * outline.shape.body)
-    if launch.shares_weights:
-        gathered, formula = outline.largest, "b (embeddings, head, 2 layers)"
-        if launch.sharding == "zero3":
-            gathered, formula = min(outline.parameters, _ZERO_LIVE), "b min(P, 10^9)"
-        elif not launch.reshards:
-            gathered, formula = outline.parameters, "b P"
-        size = run.size * gathered
-        # ZeRO-3 gathers them once for all tokens of an answer.
-        drawing = run.size * outline.parameters if launch.sharding == "zero3" else size
-        yield Line(name="weights, gathered", formula=formula, training=size, sampling=0 if in_rounds else drawing)
-    trained = outline.trained * run.trained_size
+    if launch.sharding == "zero3":
+        # While answers are drawn they are gathered once for all tokens.
+        gathered, drawing = (run.size * count for count in (min(outline.parameters, _ZERO_LIVE), outline.parameters))
+        yield Line(name="weights, gathered", formula="b min(P, 10^9)", training=gathered, sampling=drawing)
+    if launch.sharding == "fsdp2":
+        formula = "b (embeddings, head, 2 layers)" if launch.reshards else "b P"
+        gathered = run.size * (outline.largest if launch.reshards else outline.parameters)
+        yield Line(name="weights, gathered", formula=formula, training=gathered, sampling=gathered)
+
+
+def _optimizer(run: Run) -> Iterator[Line]:
+    """Gradients, and what the optimizer keeps."""
+    launch, moments, trained = run.launch, run.moments, run.outline.trained * run.trained_size
     parts = launch.processes if launch.sharding in ("zero2", "zero3", "fsdp2") else 1
-    yield Line(name="gradients", formula="t P'" + (" / N" if parts > 1 else ""), training=trained // parts)
+    stepped, letters = trained // parts, "t P'" + (" / N" if parts > 1 else "")
+    yield Line(name="gradients", formula=letters, training=stepped)
     if launch.sharding == "ddp":
-        yield Line(name="gradients, in buckets", formula="t P'", training=trained)
+        yield Line(name="gradients, in buckets", formula=letters, training=stepped)
     if launch.is_zero:
         bucket = _ZERO_BUCKET * run.size
-        sampling = 0 if in_rounds else bucket
-        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=sampling)
-    moments = run.moments
-    optimizer, formula = moments * trained // (parts if launch.sharding == "fsdp2" else 1), f"{moments} t P'"
-    if launch.is_zero:
-        # A copy that is stepped, and its moments, all in float32.
-        optimizer, formula = 4 * (1 + moments) * outline.trained // launch.processes, f"{4 * (1 + moments)} P'"
-    divided = " / N" if launch.is_zero or launch.sharding == "fsdp2" else ""
-    yield Line(name="optimizer", formula=formula + divided, training=optimizer, sampling=0 if in_rounds else optimizer)
+        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=bucket)
+        # What is stepped is a copy in float32.
+        stepped, letters = 4 * run.outline.trained // launch.processes, "4 P' / N"
+    count = moments + int(launch.is_zero)
+    state = count * stepped
+    yield Line(name="optimizer", formula=f"{count} x {letters}", training=state, sampling=state)
     if run.needs.stages > 1:
-        # Of what the optimizer steps, with its moments.
-        start, formula = (1 + moments) * trained // (parts if launch.sharding == "fsdp2" else 1), f"{1 + moments} t P'"
-        if launch.is_zero:
-            start, formula = optimizer, f"{4 * (1 + moments)} P'"
-        yield Line(name="start of the iteration", formula=formula + divided, sampling=start)
+        start = (1 + moments) * stepped
+        yield Line(name="start of the iteration", formula=f"{1 + moments} x {letters}", sampling=start)
 
 
 def _frozen(run: Run) -> Iterator[Line]:
     """Policies that do not move. No launch divides them."""
-    outline, copies, in_rounds = run.outline, run.copies(), run.recipe.samples_in_rounds
+    outline, copies = run.outline, run.copies()
     adapter = outline.trained * outline.trained_size
     named = ((copies.wholes, outline.loaded_bytes, "models"), (copies.adapters, adapter, "adapters"))
     for count, size, what in named:
-        yield Line(
-            name=f"frozen {what}",
-            formula=f"{count} as loaded",
-            training=count * size,
-            sampling=0 if in_rounds else count * size,
-        )
-    if run.recipe.average is not None and not in_rounds:
+        held = count * size
+        yield Line(name=f"frozen {what}", formula=f"{count} as loaded", training=held, sampling=held)
+    if run.recipe.average is not None and not run.recipe.samples_in_rounds:
         yield Line(name="average of weights", formula="t P'", training=adapter, sampling=adapter)
 
 

@@ -19,8 +19,8 @@ fi
 source "${VENV:-.venv}/bin/activate"
 
 gpus=${SLURM_GPUS_ON_NODE:?expected a job of Slurm with GPUs: sbatch this file}
-export MAIN_ADDRESS MAIN_PORT PROCESSES
-MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MAIN_ADDRESS=${hosts%%$'\n'*} MAIN_PORT PROCESSES
 MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000))     # two jobs that share a node do not meet
 PROCESSES=$((SLURM_NNODES * gpus))
 export LAUNCH=${LAUNCH:-recipes/accelerate/multi_node.yaml}
