@@ -81,47 +81,64 @@ def measure(recipe: Recipe, needs: Needs, found: Found | None, *, rows: int | No
         rows: that are trained on, where they are not here.
         responses: of a prompt, likewise.
     """
-    samples = needs.samples_in_batches or recipe.samples_in_rounds
-    encoded: tuple[EncodedRow, ...] = ()
-    if found is not None and found.tokenizer is not None:
-        bare = tuple(Row(prompt=row.prompt, source=row.source) for row in found.rows)
-        read = bare if samples else rows_to_encode(found.rows, needs, build_arguments(recipe))
-        encoded = encode_as_asked(read, found.tokenizer, recipe.data)[0].rows
-    count, verdicts = (len(found.rows), sum(row.num_verdicts for row in found.rows)) if found else _count(recipe, rows)
-    prompt = max((len(item.prompt_ids) for item in encoded), default=recipe.data.max_prompt_length)
-    if samples:
-        answers, longest = recipe.sampling.num_completions, recipe.sampling.max_new_tokens
-        if recipe.samples_in_rounds and recipe.schedule.pairs != "all":
-            answers = 2
-        # Enumerated responses are texts of the recipe, of which the longest is not known here.
-        answers = len(recipe.sampling.responses) if recipe.sampling.responses else answers
-        prompts = EncodedRows(encoded).count_tokens()[0] / len(encoded) if encoded else prompt
-        return Lengths(
-            rows=len(encoded) or count,
-            responses=answers,
-            prompt=prompt,
-            response=longest,
-            shared=prompts + answers * longest,
-            dense=answers * (prompts + longest),
-            scored=answers * longest,
-            verdicts=None,
-            is_counted=False,
-        )
-    if encoded:
-        shared, dense = EncodedRows(encoded).count_tokens()
-        scored = sum(len(ids) for item in encoded for ids in item.completion_ids)
-        return Lengths(
-            rows=len(encoded),
-            responses=max(len(item.completion_ids) for item in encoded),
-            prompt=prompt,
-            response=max(len(ids) for item in encoded for ids in item.completion_ids),
-            shared=shared / len(encoded),
-            dense=dense / len(encoded),
-            scored=scored / len(encoded),
-            verdicts=sum(item.row.num_verdicts for item in encoded),
-            is_counted=True,
-        )
-    answers, longest = _answers(recipe, found, responses), recipe.data.max_completion_length
+    if needs.samples_in_batches or recipe.samples_in_rounds:
+        return _of_prompts(recipe, needs, found, rows)
+    encoded = _encoded(recipe, needs, found)
+    return _counted(encoded) if encoded else _bounded(recipe, needs, found, rows, responses)
+
+
+def _encoded(recipe: Recipe, needs: Needs, found: Found | None) -> tuple[EncodedRow, ...]:
+    """The rows in the form in which the method reads them, where a tokenizer is here."""
+    if found is None or found.tokenizer is None:
+        return ()
+    if recipe.samples_in_rounds:
+        read = tuple(Row(prompt=row.prompt, source=row.source) for row in found.rows)
+    else:
+        read = rows_to_encode(found.rows, needs, build_arguments(recipe))
+    return encode_as_asked(read, found.tokenizer, recipe.data)[0].rows
+
+
+def _of_prompts(recipe: Recipe, needs: Needs, found: Found | None, rows: int | None) -> Lengths:
+    """Answers are as long as they may be; a list of all responses is read as so many answers."""
+    sampling, encoded = recipe.sampling, _encoded(recipe, needs, found)
+    lengths = [len(item.prompt_ids) for item in encoded] or [recipe.data.max_prompt_length]
+    count = len(encoded) or _count(recipe, found, rows)[0]
+    answers = len(sampling.responses or ()) or sampling.num_completions
+    if recipe.samples_in_rounds and recipe.schedule.pairs != "all":
+        answers = 2
+    prompt, scored = sum(lengths) / len(lengths), answers * sampling.max_new_tokens
+    return Lengths(
+        rows=count,
+        responses=answers,
+        prompt=max(lengths),
+        response=sampling.max_new_tokens,
+        shared=prompt + scored,
+        dense=answers * prompt + scored,
+        scored=scored,
+        verdicts=None,
+        is_counted=False,
+    )
+
+
+def _counted(encoded: tuple[EncodedRow, ...]) -> Lengths:
+    count, (shared, dense) = len(encoded), EncodedRows(encoded).count_tokens()
+    lengths = [len(ids) for item in encoded for ids in item.completion_ids]
+    return Lengths(
+        rows=count,
+        responses=max(len(item.completion_ids) for item in encoded),
+        prompt=max(len(item.prompt_ids) for item in encoded),
+        response=max(lengths),
+        shared=shared / count,
+        dense=dense / count,
+        scored=sum(lengths) / count,
+        verdicts=sum(item.row.num_verdicts for item in encoded),
+        is_counted=True,
+    )
+
+
+def _bounded(recipe: Recipe, needs: Needs, found: Found | None, rows: int | None, responses: int | None) -> Lengths:
+    prompt, response = recipe.data.max_prompt_length, recipe.data.max_completion_length
+    (count, verdicts), answers = _count(recipe, found, rows), _answers(recipe, found, responses)
     if needs.mismatched:
         # Single responses are read.
         count, answers = None if count is None else count * answers, 1
@@ -129,10 +146,10 @@ def measure(recipe: Recipe, needs: Needs, found: Found | None, *, rows: int | No
         rows=count,
         responses=answers,
         prompt=prompt,
-        response=longest,
-        shared=prompt + answers * longest,
-        dense=answers * (prompt + longest),
-        scored=answers * longest,
+        response=response,
+        shared=prompt + answers * response,
+        dense=answers * (prompt + response),
+        scored=answers * response,
         verdicts=verdicts,
         is_counted=False,
     )
@@ -146,8 +163,10 @@ def _say_nothing(line: str) -> None:
     """Training will say it."""
 
 
-def _count(recipe: Recipe, rows: int | None) -> tuple[int | None, int | None]:
-    """Rows that are trained on, and the verdicts in them: of the text game they are known."""
+def _count(recipe: Recipe, found: Found | None, rows: int | None) -> tuple[int | None, int | None]:
+    """Rows that are trained on, and the verdicts in them; of the text game they are known."""
+    if found is not None:
+        return len(found.rows), sum(row.num_verdicts for row in found.rows)
     data = recipe.data
     drops_rows = any(block is not None for block in (data.filters, data.duplicates, data.decontaminate))
     is_game = all(is_address(source.path[0]) and source.weight is None for source in data.sources)
