@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.errors import UserError
 from alignment.logps import Scores, choose_scoring, score, scoring_of
+from alignment.sharding import gathered, parameters_of, whole
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
@@ -218,8 +218,7 @@ def _frozen(policy: FrozenPolicy) -> FrozenPolicy:
 
 
 def _frozen_copy(model: nn.Module) -> FrozenPolicy:
-    # Under ZeRO-3 parameters are handles of partitions, which cannot be exchanged.
-    if isinstance(model, PeftModel) and not is_deepspeed_zero3_enabled():
+    if isinstance(model, PeftModel):
         return TrainableWeights(model)
     return copy.deepcopy(model).eval().requires_grad_(False)
 
@@ -233,6 +232,7 @@ def _move_towards(slow: FrozenPolicy, model: nn.Module, share: float) -> None:
     if isinstance(slow, TrainableWeights):
         slow.move_towards(model, share)
         return
-    policy = dict(model.named_parameters())
-    for name, parameter in slow.named_parameters():
-        parameter.lerp_(policy[name].to(parameter), share)
+    policy = parameters_of(model)
+    with gathered(policy.values()):
+        for name, parameter in slow.named_parameters():
+            parameter.lerp_(whole(policy[name]).to(parameter), share)

@@ -3,6 +3,7 @@
 from alignment.config import Recipe
 from alignment.rounds import questions_of_a_prompt
 from alignment.textgame import count_rows, is_address
+from alignment.types import Needs
 
 
 def planned_verdicts(recipe: Recipe, *, num_processes: int = 1) -> int | None:
@@ -19,7 +20,6 @@ def planned_verdicts(recipe: Recipe, *, num_processes: int = 1) -> int | None:
         The number, or ``None`` where only the data tell: files, filters, epochs.
     """
     needs, sampling = recipe.build_method().needs, recipe.sampling
-    pairs = sampling.num_completions * (sampling.num_completions - 1) // 2
     if recipe.samples_in_rounds:
         rows = _count_rows(recipe)
         rounds = 1 if recipe.schedule.prompts == "split" else recipe.schedule.rounds
@@ -35,10 +35,16 @@ def planned_verdicts(recipe: Recipe, *, num_processes: int = 1) -> int | None:
         "gradient_accumulation_steps", 1
     )
     prompts = max_steps * needs.stages * batch * num_processes
+    return int(prompts * questions_of_a_rollout(recipe, needs))
+
+
+def questions_of_a_rollout(recipe: Recipe, needs: Needs) -> int:
+    """How often the oracle, or a panel's members together, are asked about the answers to one prompt of a batch."""
+    own = recipe.sampling.num_completions
     if needs.opponent in ("none", "group"):
-        return int(prompts * pairs)
+        return own * (own - 1) // 2
     num_oracles = len(recipe.oracle["members"]) if needs.num_oracles == "many" and recipe.oracle is not None else 1
-    return int(prompts * sampling.num_completions * sampling.opponent.num_completions * num_oracles)
+    return own * recipe.sampling.opponent.num_completions * num_oracles
 
 
 def _count_rows(recipe: Recipe) -> tuple[int, int] | None:

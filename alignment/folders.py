@@ -162,12 +162,17 @@ _FREE = re.compile(
 )
 
 
-def check_same_recipe(checkpoint: Path, recipe: str) -> None:
+# What may differ where a trainer compares effective batches itself: how these are divided.
+_DIVISION = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+
+
+def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bool = False) -> None:
     """Refuse to continue a run by another recipe.
 
     Args:
         checkpoint: one without a recipe, from a trainer in Python, is not compared.
         recipe: the resolved one of the continuation.
+        batches_are_compared: by who continues, so that another number of processes may divide them otherwise.
 
     Raises:
         UserError: naming the keys that differ.
@@ -180,7 +185,11 @@ def check_same_recipe(checkpoint: Path, recipe: str) -> None:
         {key: value for key, value in leaves(_deciding(parse_text(text, str(path)))) if value != {}}
         for text in (path.read_text(), recipe)
     )
-    differing = {key: values for key, values in differences(before, now).items() if not _FREE.fullmatch(key)}
+    differing = {
+        key: values
+        for key, values in differences(before, now).items()
+        if not _FREE.fullmatch(key) and not (batches_are_compared and key in _DIVISION)
+    }
     if differing:
         said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
         raise UserError(

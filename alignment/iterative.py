@@ -17,6 +17,7 @@ from alignment.data import EncodedRow, Row, encode_rows
 from alignment.errors import UserError
 from alignment.folders import RunResult, check_same_recipe, write_header, write_summary
 from alignment.generation import build_engine, check_engine
+from alignment.launch import check_launch
 from alignment.models import load_tokenizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.players import Announce, Player
@@ -90,6 +91,7 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
 
 def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]:
     args = build_arguments(recipe)
+    check_launch(args)
     check_engine(args.engine, args.engine_options)
     ranks = Ranks(args.process_index, args.world_size)
     folder = Path(recipe.output_dir)

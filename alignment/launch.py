@@ -1,4 +1,4 @@
-"""What a launch can do, decided before anything is loaded: DeepSpeed's tools, and methods that it cannot step."""
+"""What a launch can do, decided before anything is loaded, and whether it is what was asked for."""
 
 import importlib.util
 import os
@@ -6,32 +6,27 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate import DeepSpeedPlugin
+from transformers import TrainingArguments
+
 from alignment.errors import UserError
 from alignment.types import Needs
 
 
 def uses_deepspeed(training: Mapping[str, Any]) -> bool:
     """Whether the launcher, or the ``training.deepspeed`` key of a recipe, asks for DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" or training.get("deepspeed") is not None
+    return _is_asked("ACCELERATE_USE_DEEPSPEED") or training.get("deepspeed") is not None
 
 
-def check_deepspeed(needs: Needs, *, on_cpu: bool) -> None:
-    """Refuse what DeepSpeed would fail at late, or do wrongly.
+def check_deepspeed(*, on_cpu: bool) -> None:
+    """Refuse what DeepSpeed would fail at late.
 
     Args:
-        needs: of the method.
         on_cpu: whether processes talk through the kernel that DeepSpeed compiles for CPUs.
 
     Raises:
-        UserError: if DeepSpeed or what it compiles with is missing, or the method has two stages. Extragradient takes
-            its second gradient where the iteration started; ZeRO keeps the weights that it steps apart from those of
-            the forward, and returning the ones does not return the others.
+        UserError: if DeepSpeed or what it compiles with is missing.
     """
-    if needs.stages > 1:
-        raise UserError(
-            f"the method has {needs.stages} stages an iteration: expected a launch without DeepSpeed (DDP or one "
-            "process), whose weights can be returned to the start of the iteration"
-        )
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("the launch asks for DeepSpeed: expected the extra `deepspeed`, found none; install it")
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None] if on_cpu else []
@@ -40,3 +35,53 @@ def check_deepspeed(needs: Needs, *, on_cpu: bool) -> None:
             f"DeepSpeed on a CPU compiles its communication at first use: expected g++ and ninja, found no "
             f"{' and no '.join(missing)}; install {'them' if len(missing) > 1 else 'it'}"
         )
+
+
+def check_stages(needs: Needs, plugin: DeepSpeedPlugin) -> None:
+    """Refuse two stages an iteration where DeepSpeed keeps the weights out of reach.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if needs.stages == 1:
+        return
+    if plugin.zero_stage == 0:
+        raise UserError(
+            f"zero_stage: expected 1, 2 or 3 for a method of {needs.stages} stages an iteration, got 0; use DDP instead"
+        )
+    for part in ("optimizer", "param"):
+        if plugin.hf_ds_config.get_value(f"zero_optimization.offload_{part}.device") == "nvme":
+            raise UserError(
+                f"offload_{part}_device: expected none or cpu for a method of {needs.stages} stages an iteration, got "
+                "nvme, from which weights cannot be returned to the start of the iteration"
+            )
+
+
+def check_launch(args: TrainingArguments) -> None:
+    """Refuse to go on as something else than the launcher was asked for.
+
+    Args:
+        args: of this process.
+
+    Raises:
+        UserError: saying what was asked for, what runs, and what to change.
+    """
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if args.world_size == 1:
+        asked = int(os.environ.get("WORLD_SIZE", "1"))
+        # `accelerate launch --cpu --num_processes 2` says where processes meet, and starts one.
+        if asked > 1 or (is_launched and "WORLD_SIZE" not in os.environ and "MASTER_ADDR" in os.environ):
+            raise UserError(
+                f"the launch asks for {asked if asked > 1 else 'several'} processes, but each would train alone: on a "
+                "CPU use recipes/accelerate/ddp_cpu.yaml or a zero*_cpu.yaml (distributed_type MULTI_GPU or DEEPSPEED, "
+                "not MULTI_CPU, --cpu or FSDP)"
+            )
+    if _is_asked("ACCELERATE_USE_FSDP") and args.device.type == "cpu":
+        raise UserError(
+            "the launch asks for FSDP, but on a CPU nothing would be sharded: expected a GPU, or "
+            "recipes/accelerate/zero3_cpu.yaml"
+        )
+
+
+def _is_asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() == "true"

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from alignment.errors import UserError
 from alignment.packing import (
@@ -35,6 +34,7 @@ from alignment.packing import (
     scored_mask,
     shared_rows,
 )
+from alignment.sharding import is_divided
 from alignment.types import Completions
 
 # Logits that are held at a time, 128 MB in float32: 1,048 positions of 32,000 tokens. Each chunk more adds once to the
@@ -44,9 +44,9 @@ MAX_LOGITS = 2**25
 # A layer does 12 H^2 multiplications with a token, and 2 H for each pair of positions.
 _PAIRS_PER_TOKEN_AND_WIDTH = 6
 
-# How far the two ways of scoring may lie apart, as a share of the spread of the log-probs, and in nats.
-_TOLERANCES = {torch.float32: (1e-3, 1e-5), torch.float64: (1e-3, 1e-5)}
-_HALF_TOLERANCE = (0.1, 0.02)
+# How far the two ways of scoring may lie apart, as a share of the spread of the log-probs, and in nats: in float32, and
+# where weights or products are rounded to fewer bits, as they may be on any accelerator.
+_TOLERANCE, _ROUNDED_TOLERANCE = (1e-3, 1e-5), (0.1, 0.02)
 
 # Kinds of layers whose tokens see one another by the mask alone.
 _KINDS = {"full_attention", "sliding_attention"}
@@ -176,7 +176,9 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
         UserError: for an adapter that adds tokens of its own, which stand where nobody expects them.
     """
     while not isinstance(model, PreTrainedModel | PeftModel):
-        model = model._orig_mod if is_compiled_module(model) else model.module
+        inner = model._orig_mod if is_compiled_module(model) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
     if not isinstance(model, PeftModel):
         return model
     if model.active_peft_config.is_prompt_learning:
@@ -257,7 +259,7 @@ def _in_chunks(
             logits_NV = cap * torch.tanh(logits_NV / cap)
         return _of_logits(logits_NV, ids_N, confidence=confidence)
 
-    count = _num_chunks(len(ids_N) * int(causal.config.get_text_config().vocab_size), hidden_NH.device)
+    count = _num_chunks(causal, len(ids_N) * int(causal.config.get_text_config().vocab_size))
     if count == 1:
         return logps(hidden_NH, ids_N)
     parts = [
@@ -267,11 +269,11 @@ def _in_chunks(
     return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]) if confidence else None
 
 
-def _num_chunks(num_logits: int, device: torch.device) -> int:
+def _num_chunks(causal: PreTrainedModel, num_logits: int) -> int:
     count = max(1, math.ceil(num_logits / MAX_LOGITS))
-    if is_deepspeed_zero3_enabled():
+    if is_divided(causal):
         # Processes gather the weights of the head for each chunk, together.
-        counts = torch.tensor(count, device=device)
+        counts = torch.tensor(count, device=causal.device)
         torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
         count = int(counts)
     return count
@@ -386,7 +388,8 @@ def _difference(causal: PreTrainedModel, rows: Rows) -> str | None:
     """How far the log-probs of a few tokens are from those of the model's own forward, where that is too far."""
     logps_N, _ = _by_head(causal, causal, rows, confidence=False)
     own_N, _ = _by_its_own_forward(causal, _probe(causal), confidence=False)
-    relative, absolute = _TOLERANCES.get(causal.dtype, _HALF_TOLERANCE)
+    is_rounded = causal.device.type != "cpu" or causal.dtype.itemsize < 4
+    relative, absolute = _ROUNDED_TOLERANCE if is_rounded else _TOLERANCE
     difference = float((logps_N - own_N).square().mean().sqrt())
     # A comparison with nan is false: too far.
     is_near = difference <= absolute + relative * float(own_N.std())

@@ -32,7 +32,7 @@ from alignment.folders import (
     write_summary,
 )
 from alignment.generation import check_engine
-from alignment.launch import check_deepspeed, uses_deepspeed
+from alignment.launch import check_deepspeed, check_launch, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
@@ -110,8 +110,9 @@ class _Setup:
 def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     method = recipe.build_method()
     if uses_deepspeed(recipe.training):
-        check_deepspeed(method.needs, on_cpu=not torch.cuda.is_available())
+        check_deepspeed(on_cpu=not torch.cuda.is_available())
     args = build_arguments(recipe)
+    check_launch(args)
     if method.needs.samples_in_batches:
         check_engine(args.engine, args.engine_options)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
@@ -120,7 +121,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     folder = Path(recipe.output_dir)
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_yaml())
+        check_same_recipe(checkpoint, recipe.to_yaml(), batches_are_compared=True)
     oracle = None if recipe.oracle is None else build_oracle(recipe.oracle, args.device, accounts)
     set_seed(recipe.seed)
     data = prepare_data(
@@ -243,12 +244,12 @@ def _describe(trainer: PreferenceTrainer) -> str:
     """What the launch really is: a launcher that silently runs one process is caught by eye here."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    batch = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     state = trainer.accelerator.state
+    talk = f" ({', '.join(filter(None, (trainer.sharding, state.backend)))})" if state.num_processes > 1 else ""
     return (
         f"{parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained, on {trainer.args.device}; "
-        f"{state.num_processes} process(es), {state.distributed_type.value}; "
-        f"effective batch {batch * state.num_processes} prompts"
+        f"{state.num_processes} process(es), {state.distributed_type.value}{talk}; "
+        f"effective batch {trainer.effective_batch} prompts"
     )
 
 

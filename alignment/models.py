@@ -18,6 +18,7 @@ from transformers import (
 from alignment.config import LoRASpec, ModelSpec
 from alignment.data import Row
 from alignment.errors import UserError
+from alignment.sharding import loaded_whole
 from alignment.textgame import resolve_model
 from alignment.tiny import tiny_model, tiny_reward_model, tiny_tokenizer
 
@@ -98,13 +99,14 @@ def _load(auto: Any, name: str, spec: ModelSpec, expected: str, **options: Any) 
             bnb_4bit_compute_dtype=_dtype(spec),
         )
     try:
-        model: PreTrainedModel = auto.from_pretrained(
-            name,
-            dtype=_dtype(spec),
-            quantization_config=quantization,
-            attn_implementation=spec.attn_implementation,
-            **options,
-        )
+        with loaded_whole():
+            model: PreTrainedModel = auto.from_pretrained(
+                name,
+                dtype=_dtype(spec),
+                quantization_config=quantization,
+                attn_implementation=spec.attn_implementation,
+                **options,
+            )
     # RuntimeError: weights of another shape, such as the head of a classifier with more than one number.
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"policy: expected {expected} at '{name}' ({error})") from None

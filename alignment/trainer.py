@@ -59,13 +59,14 @@ from alignment.iterations import (
     count_steps,
     per_iteration,
 )
-from alignment.launch import check_deepspeed
+from alignment.launch import check_deepspeed, check_launch, check_stages
 from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
+from alignment.sharding import refresh_from_optimizer
 from alignment.stages import (
     Annotated,
     annotate,
@@ -161,8 +162,10 @@ class PreferenceTrainer(Trainer):
             )
         check_panel(self.needs, oracle)
         args = AlignmentArguments(output_dir="runs/trainer") if args is None else args
+        check_launch(args)
         if args.deepspeed_plugin is not None:
-            check_deepspeed(self.needs, on_cpu=args.device.type == "cpu")
+            check_deepspeed(on_cpu=args.device.type == "cpu")
+            check_stages(self.needs, args.deepspeed_plugin)
         self.sampling = args.sampling()
         self._check_engine(args)
         if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
@@ -217,6 +220,19 @@ class PreferenceTrainer(Trainer):
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
+
+    @property
+    def effective_batch(self) -> int:
+        """Prompts of an optimizer step, of all processes."""
+        own = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return own * self.args.world_size
+
+    @property
+    def sharding(self) -> str | None:
+        """How weights or the optimizer's state are divided over processes; ``None`` where each has the whole."""
+        if self.args.deepspeed_plugin is not None:
+            return f"ZeRO-{self.args.deepspeed_plugin.zero_stage}"
+        return "FSDP" if self.is_fsdp_enabled else None
 
     def count_oracle_calls(self) -> int:
         """Verdicts that were trained on: questions to the oracle, or what the data set holds. All processes call it."""
@@ -427,6 +443,8 @@ class PreferenceTrainer(Trainer):
             if self._step > 0:
                 # Opponents came from the look-ahead point; the gradient is taken where the iteration started.
                 wrapper.rewind()
+                if self.is_deepspeed_enabled:
+                    refresh_from_optimizer(self.model_wrapped)
         total = torch.stack([self._weights(item).sum() for item in annotated]).sum()
         total = self.accelerator.reduce(total, reduction="sum")
         inputs = [
@@ -722,12 +740,17 @@ class PreferenceTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self._step == self._steps - 1, "checkpoints are taken after the last step of an iteration"
         super()._save_checkpoint(model, trial)
+        # Every process has written its part.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             state = {
                 "anchors": self.anchors.state_dict(),
                 "groups": None if self.groups is None else self.groups.state,
                 "num_questions": self.num_questions,
+                "num_processes": self.args.world_size,
+                "num_prompts": self.effective_batch,
+                "sharding": self.sharding,
                 "average": None if self.average is None else self.average.values,
             }
             torch.save(state, folder / f"{STATE_FILE}.partial")
@@ -752,6 +775,7 @@ class PreferenceTrainer(Trainer):
         if not state_file.exists():
             raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
         state = torch.load(state_file, map_location=self.args.device)
+        self._check_division(state["num_processes"], state["num_prompts"], state["sharding"])
         self.anchors.load_state_dict(state["anchors"])
         self.num_questions = state["num_questions"]
         if self.groups is not None:
@@ -759,6 +783,28 @@ class PreferenceTrainer(Trainer):
         if self.average is not None:
             self.average.load(state["average"])
         return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
+
+    def _check_division(self, num_processes: int, num_prompts: int, sharding: str | None) -> None:
+        """Refuse to continue with other batches, or from an optimizer's state that is divided otherwise."""
+        if num_prompts != self.effective_batch:
+            raise UserError(
+                f"resume_from_checkpoint: expected an effective batch of {num_prompts} prompts, as before on "
+                f"{num_processes} process(es), found {self.effective_batch} on {self.args.world_size}; change "
+                "per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        is_divided_anew = self.is_deepspeed_enabled and num_processes != self.args.world_size
+        if sharding != self.sharding or is_divided_anew:
+            raise UserError(
+                "resume_from_checkpoint: expected the launch that divided the optimizer's state, "
+                f"{sharding or 'whole'} on {num_processes} process(es), found {self.sharding or 'whole'} on "
+                f"{self.args.world_size}"
+            )
+
+    def _run_epoch(self, *positional: Any, **named: Any) -> None:
+        """Transformers' own; nothing where a checkpoint of the last step is continued: it would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*positional, **named)
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
 
     def _train_within_budget(self, trainer_options: Mapping[str, Any]) -> Any:
         try:

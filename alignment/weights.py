@@ -11,12 +11,14 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
+from alignment.sharding import assign, exchanged, gathered, parameters_of, whole
+
 
 class TrainableWeights:
     """A copy of a model's trainable parameters, which can be put in their place for a while.
 
     Args:
-        model: not wrapped for distribution; its parameters are whole, not partitioned over processes.
+        model: not wrapped for distribution.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -29,9 +31,9 @@ class TrainableWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.values: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in _trainable(model).items()
-        }
+        parameters = _trainable(model)
+        with gathered(parameters.values()):
+            self.values: dict[str, Tensor] = {name: whole(parameter).clone() for name, parameter in parameters.items()}
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -39,22 +41,16 @@ class TrainableWeights:
 
         Only for looking: a gradient or a step inside would be that of neither policy.
         """
-        parameters = _trainable(model)
-        own = {name: parameters[name].data for name in self.values}
-        try:
-            for name, value in self.values.items():
-                parameters[name].data = value.to(own[name].device)
+        with exchanged(model, self.values):
             yield
-        finally:
-            for name, value in own.items():
-                parameters[name].data = value
 
     @torch.no_grad()
     def move_towards(self, model: nn.Module, share: float) -> None:
         """``values <- (1 - share) values + share model``, in parameters."""
         parameters = _trainable(model)
-        for name, value in self.values.items():
-            value.lerp_(parameters[name].detach().to(value), share)
+        with gathered(parameters.values()):
+            for name, value in self.values.items():
+                value.lerp_(whole(parameters[name]).to(value), share)
 
     def load(self, values: dict[str, Tensor]) -> None:
         """Take the values of a checkpoint."""
@@ -68,8 +64,7 @@ def adapter_weights(model: PeftModel, folder: str | Path) -> TrainableWeights:
     own = TrainableWeights(model)
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(model.device)))
     saved = TrainableWeights(model)
-    for name, parameter in _trainable(model).items():
-        parameter.data.copy_(own.values[name])
+    assign(_trainable(model), own.values)
     return saved
 
 
@@ -83,4 +78,4 @@ def idle_adapter(model: PeftModel) -> TrainableWeights:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in parameters_of(model).items() if parameter.requires_grad}

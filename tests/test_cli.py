@@ -32,6 +32,7 @@ COMMANDS = [
     ["score"],
     ["report"],
     ["doctor"],
+    ["plan"],
     ["diagnose"],
     ["crossplay"],
     ["methods"],

@@ -177,7 +177,7 @@ def test_commands_exist(block: Block, folder: Path) -> None:
             continue
         command, arguments = parse_command(words[1:])
         recipe = arguments.get("recipe")
-        if command in ("train", "doctor", "rollout", "judge", "annotate") and (folder / recipe).is_file():
+        if command in ("train", "doctor", "plan", "rollout", "judge", "annotate") and (folder / recipe).is_file():
             load_recipe(folder / recipe, arguments["overrides"] or ())
 
 

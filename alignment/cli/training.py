@@ -1,7 +1,8 @@
 """Commands that train a policy or a model, stage by stage or whole, and the one that looks before."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,11 +10,13 @@ import typer
 from alignment.cli.app import app
 from alignment.cli.arguments import AsJson, OverridesArgument, RecipeArgument
 from alignment.cli.printing import bars, open_console, print_notes, print_plain, progress_bar
+from alignment.errors import UserError
 
 if TYPE_CHECKING:
     from alignment.doctor import Examination
     from alignment.evaluation.ablations import Ablated
     from alignment.iterative import Stage
+    from alignment.planning import Plan
 
 
 @app.command()
@@ -237,3 +240,130 @@ def _print_examination(examination: "Examination") -> None:
     for finding in examination.findings:
         line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
         console.print(line, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    accelerate: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The launcher's configuration. [default: one process]")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Devices. [default: what the launcher's configuration says]")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="80GB", help="Of a device: says whether the run fits.")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(metavar="X", help="10^12 operations a second that a device sustains: gives hours.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows that are trained on, if the data are not here.")
+    ] = None,
+    responses: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Responses of a prompt, if the data are not here.")
+    ] = None,
+    config_of: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="A folder with the config.json of the policy's model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate memory, tokens, questions and time.
+
+    Loads no weights, fetches nothing, asks nobody. Formulas: docs/scaling.md.
+
+    \b
+    Example: alignment plan recipes/dpo/tiny.yaml --memory 80GB
+    """
+    from alignment.config import load_recipe
+    from alignment.config.launch import read_launch
+
+    loaded = load_recipe(recipe, overrides or ())
+    print_notes(loaded.notes)
+    device = None if memory is None else _read_memory(memory)
+    if tflops is not None and not 0 < tflops < math.inf:
+        raise UserError(f"--tflops: expected a number above 0, got {tflops:g}")
+    from alignment import planning
+
+    found = planning.plan(
+        loaded.recipe,
+        read_launch(accelerate, processes),
+        config_of=config_of,
+        rows=rows,
+        responses=responses,
+        memory=device,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(memory=device, tflops=tflops), indent=2))
+    else:
+        _print_plan(found, device, tflops)
+
+
+_UNITS = {"GB": 10**9, "GiB": 2**30}
+
+
+def _read_memory(text: str) -> int:
+    number = text.rstrip("GiB")
+    unit = text.removeprefix(number)
+    try:
+        size = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UserError(f"--memory: expected a number of GB or GiB, such as 80GB, got '{text}'")
+    return int(size)
+
+
+def _print_plan(found: "Plan", memory: int | None, tflops: float | None) -> None:
+    from rich.table import Table
+
+    unit, scale = ("GB", 1e9) if found.peak >= 1e9 else ("MB", 1e6)
+
+    def size(count: float) -> str:
+        return f"{count / scale:,.2f}" if count else ""
+
+    typer.echo(f"{found.model}: {found.parameters:,} parameters, {found.trained:,} trained; {found.launch.describe()}")
+    samples = any(line.sampling for line in found.lines)
+    table = Table(f"\n{unit} of a device", "\ntraining", *(["\nsampling"] if samples else []), box=None, pad_edge=False)
+    table.add_column("")
+    for line in (*found.lines, found.total):
+        sizes = (line.training, line.sampling) if samples else (line.training,)
+        table.add_row(line.name, *map(size, sizes), line.formula)
+    print_plain(table)
+    if memory is not None:
+        verdict = "it fits" if found.peak <= memory else "it does not fit"
+        typer.echo(f"{verdict}: {size(found.peak)} of {size(memory)} {unit}, without what CUDA itself takes")
+    table = Table("\nof the whole run", "", box=None, pad_edge=False)
+    for name, text in _sums(found, tflops):
+        table.add_row(name, text)
+    print_plain(table)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _sums(found: "Plan", tflops: float | None) -> Iterator[tuple[str, str]]:
+    work = found.work
+    counts = {
+        "rows that are trained on": found.rows,
+        "optimizer steps": work.optimizer_steps,
+        "tokens trained on": work.trained_tokens,
+        "  of them of responses": work.scored_tokens,
+        "tokens sampled, at most": work.sampled_tokens,
+        "verdicts in the data": work.verdicts,
+        "questions to the oracle": work.questions,
+        "requests to judges": work.requests,
+        "their price, at most": None if work.money is None else round(work.money, 2),
+        "10^15 operations: training": _peta(work.training_flops),
+        "  frozen policies": _peta(work.frozen_flops),
+        "  sampling": _peta(work.sampling_flops),
+    }
+    for name, count in counts.items():
+        if count != 0:
+            yield name, "unknown" if count is None else f"{count:,.15g}"
+    if tflops is not None:
+        hours = found.hours(tflops)
+        yield f"hours at {tflops:g} x 10^12 a second", "unknown" if hours is None else f"{hours:,.2f}"
+
+
+def _peta(operations: float | None) -> float | None:
+    """In 10^15, to three digits."""
+    return None if operations is None else float(f"{operations / 1e15:.3g}")

@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, TokenIds, grouped
 from alignment.generation.options import TransformersOptions
+from alignment.sharding import gathered_once, is_divided
 
 # What a model's own generation settings may hold and would bend the distribution that log-probs speak of: Qwen2.5 ships
 # a repetition penalty. Each is set to do nothing. Suppressed tokens stay: they say what the model can say.
@@ -74,7 +75,7 @@ class TransformersEngine:
             processors: change the logits of whole batches; with them nothing is batched continuously.
         """
         is_continuous = self.options.continuous_batching and processors is None
-        with _evaluating(module), _seeded(seed, module.device), torch.no_grad():
+        with gathered_once(module), _evaluating(module), _seeded(seed, module.device), torch.no_grad():
             if is_continuous:
                 repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
                 answers = _generate_continuously(module, repeated, decoding)
@@ -104,6 +105,8 @@ def _generate(
         attention_mask=mask_BT.to(module.device),
         num_return_sequences=num_completions,
         logits_processor=processors,
+        # Where weights are gathered for a forward, one that has nothing left to say goes on with the others.
+        synced_gpus=is_divided(module),
         **_settings(decoding),
     )
     answers_NT = sequences_NT[:, width:].cpu()

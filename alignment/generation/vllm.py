@@ -26,6 +26,7 @@ from alignment.generation.engine import Answers, Decoding, TokenIds, grouped, re
 from alignment.generation.http import Connection, connect
 from alignment.generation.options import VLLMOptions
 from alignment.generation.weights import base_of, base_weights, is_adapted, save_adapter, save_base
+from alignment.sharding import gathered
 
 # The ranks that vLLM makes room for.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -153,7 +154,8 @@ class VLLMEngine:
             # Processes that share a server have folders of their own, whose names are unique.
             name = f"{self._folder.name}-{number}"
             folder = self._folder / f"adapter-{number}"
-            save_adapter(module, folder)
+            with gathered(parameter for parameter in module.parameters() if parameter.requires_grad):
+                save_adapter(module, folder)
             adapter = Adapter(name=name, number=number, folder=folder)
             self._backend.add(adapter)
             self._adapters[module] = adapter
@@ -178,7 +180,8 @@ class VLLMEngine:
                 f"sampling.vllm.mode: a server has one set of weights, and {self._num_processes} processes would "
                 "change it while others sample: expected policy.lora, one process, or mode: colocate"
             )
-        self._backend.push(module)
+        with gathered(module.parameters()):
+            self._backend.push(module)
         self._was_pushed = True
 
 
@@ -220,7 +223,8 @@ class ColocatedBackend:
         path = base.name_or_path
         if not path:
             path = str(self._folder / "start")
-            save_base(module, Path(path))
+            with gathered(module.parameters()):
+                save_base(module, Path(path))
             self._tokenizer.save_pretrained(path)
         with _launched():
             self._llm = self._vllm.LLM(

@@ -6,9 +6,9 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from alignment.errors import UserError
+from alignment.sharding import parameters_of, whole
 
 _ADAPTER = "lora_"
 
@@ -24,19 +24,19 @@ def base_of(module: Any) -> Any:
 
 
 def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names, as in the model's own checkpoint, and tensors of everything but adapters.
+    """Names, as in the model's own checkpoint, and whole tensors of everything but adapters.
 
     Raises:
-        UserError: if the weights are partitioned over processes.
+        UserError: for weights that nobody has gathered (:func:`alignment.sharding.gathered`).
     """
-    for name, tensor in base_of(module).named_parameters():
-        if isinstance(tensor, DTensor) or not tensor.numel():
+    for name, tensor in parameters_of(base_of(module)).items():
+        if not tensor.numel():
             raise UserError(
-                f"sampling.engine: expected whole weights on every process, found '{name}' partitioned (ZeRO-3, "
-                "FSDP); train with DDP or ZeRO-2, or sample with 'transformers'"
+                f"sampling.engine: expected whole weights on every process, found '{name}' partitioned (ZeRO-3); "
+                "train with DDP or ZeRO-2, or sample with 'transformers'"
             )
         if _ADAPTER not in name:
-            yield name.replace(".base_layer", ""), tensor.detach()
+            yield name.replace(".base_layer", ""), whole(tensor)
 
 
 def save_base(module: Any, folder: Path) -> None:
@@ -46,7 +46,8 @@ def save_base(module: Any, folder: Path) -> None:
 
 def save_adapter(module: PeftModel, folder: Path) -> None:
     """The adapter as a folder in the format of peft."""
-    module.save_pretrained(str(folder))
+    adapter = {name: whole(tensor) for name, tensor in module.state_dict().items() if _ADAPTER in name}
+    module.save_pretrained(str(folder), state_dict=adapter)
 
 
 def lora_rank(module: Any) -> int | None:

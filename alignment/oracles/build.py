@@ -238,14 +238,23 @@ class JudgeSpec(EndpointSpec, OracleSpec):
         return self
 
     def check(self) -> None:
-        read_template(self.template, shipped=_SHIPPED[self.verdict])
+        self.template_text()
         check_client("oracle.kind: 'judge'")
+
+    def template_text(self) -> str:
+        """What is asked, without prompt and answers."""
+        return read_template(self.template, shipped=_SHIPPED[self.verdict])
+
+    @property
+    def reply_tokens(self) -> int:
+        """The longest reply."""
+        return self.max_tokens or _REPLY_TOKENS[self.verdict]
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         oracle = self.open(
             accounts,
-            template=read_template(self.template, shipped=_SHIPPED[self.verdict]),
-            max_tokens=self.max_tokens or _REPLY_TOKENS[self.verdict],
+            template=self.template_text(),
+            max_tokens=self.reply_tokens,
             reader=self._reader(),
             reads=self._reads(),
             unparsable=self.unparsable,
@@ -387,13 +396,22 @@ def check_keys(spec: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the environment variable; and as :func:`check_oracle`.
     """
+    for leaf in leaves_of(spec):
+        if isinstance(leaf, JudgeSpec):
+            leaf.read_key()
+
+
+def leaves_of(spec: Mapping[str, Any]) -> tuple[OracleSpec, ...]:
+    """The oracles that answer: of a mixture or a panel its members.
+
+    Raises:
+        UserError: as :func:`check_oracle`.
+    """
     checked = check_oracle(spec)
-    if isinstance(checked, JudgeSpec):
-        checked.read_key()
-    if isinstance(checked, MixtureSpec | PanelSpec):
-        members = checked.members
-        for member in members.values() if isinstance(members, dict) else members:
-            check_keys(member)
+    if not isinstance(checked, MixtureSpec | PanelSpec):
+        return (checked,)
+    members = checked.members.values() if isinstance(checked, PanelSpec) else checked.members
+    return tuple(leaf for member in members for leaf in leaves_of(_handed_down(checked, member)))
 
 
 def build_oracle(

@@ -24,6 +24,7 @@ from alignment.data import PromptText, Row, Skipped, Turn
 from alignment.data.tokens import encode_outcomes
 from alignment.errors import UserError
 from alignment.oracles.templates import PAIR_TEMPLATE, check_template, fill_template
+from alignment.sharding import loaded_whole
 
 # Far above any context: the model's own limit decides, and is checked with the tokens in hand.
 _NO_LIMIT = 1 << 30
@@ -154,10 +155,13 @@ def load_classifier(path: str, *, num_labels: int | None = None) -> tuple[Any, P
     is_adapter = Path(path, "adapter_config.json").exists()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        if is_adapter:
-            model = peft.AutoPeftModelForSequenceClassification.from_pretrained(path, **options)
-            return model, tokenizer
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
+        with loaded_whole():
+            if is_adapter:
+                model = peft.AutoPeftModelForSequenceClassification.from_pretrained(path, **options)
+                return model, tokenizer
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, output_loading_info=True, **options
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"oracle.model: expected a classifier of texts at '{path}' ({error})") from None
     missing = sorted(report["missing_keys"])
@@ -176,7 +180,8 @@ def load_language_model(path: str) -> tuple[Any, PreTrainedTokenizerBase]:
         UserError: if there is none.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+        with loaded_whole():
+            return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"oracle.model: expected a causal language model at '{path}' ({error})") from None
 

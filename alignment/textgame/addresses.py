@@ -12,7 +12,7 @@ from alignment.data import ReadResult
 from alignment.errors import UserError
 from alignment.textgame.game import TextGame
 from alignment.textgame.model import model_folder
-from alignment.textgame.views import SEVERAL, VIEWS, draw_rows, verdicts_of_a_row
+from alignment.textgame.views import SEVERAL, VIEWS, answers_of_a_row, draw_rows, verdicts_of_a_row
 from alignment.textgame.world import build_world
 
 SCHEME = "textgame://"
@@ -78,6 +78,15 @@ def count_rows(path: str, limit: int | None) -> tuple[int, int]:
     name, answers = _parse(path)
     count = limit or (len(build_world().questions) if name == "prompts" else _ROWS)
     return count, count * verdicts_of_a_row(name, answers)
+
+
+def count_answers(path: str) -> int:
+    """How many answers each row of :func:`read_address` has.
+
+    Raises:
+        UserError: for another name.
+    """
+    return answers_of_a_row(*_parse(path))
 
 
 def _parse(path: str) -> tuple[str, int | None]:

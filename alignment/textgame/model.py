@@ -40,6 +40,11 @@ def word_tokenizer(world: World) -> PreTrainedTokenizerFast:
     return fast
 
 
+def untrained_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:
+    """The model before its supervision."""
+    return tiny_model(tokenizer, **_SHAPE, seed=seed)
+
+
 def supervised_model(
     world: World, tokenizer: PreTrainedTokenizerFast, answers: Completions, *, seed: int
 ) -> LlamaForCausalLM:
@@ -53,7 +58,7 @@ def supervised_model(
         answers: all answers to all questions, [X, A, T].
         seed: of the weights and of the drawn answers.
     """
-    model = tiny_model(tokenizer, **_SHAPE, seed=seed)
+    model = untrained_model(tokenizer, seed=seed)
     key = _key(world, seed)
     path = _cached(key).with_suffix(".safetensors")
     if path.exists():

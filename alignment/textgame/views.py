@@ -132,6 +132,18 @@ def verdicts_of_a_row(name: str, answers: int | None = None) -> int:
     return several.get(name, 0 if name in ("prompts", "demonstrations") else 1)
 
 
+def answers_of_a_row(name: str, answers: int | None = None) -> int:
+    """How many answers a row of a view has.
+
+    Example:
+        >>> answers_of_a_row("lists", 4), answers_of_a_row("votes"), answers_of_a_row("prompts")
+        (4, 2, 0)
+    """
+    if name in SEVERAL:
+        return answers or _SEVERAL
+    return {"prompts": 0, "demonstrations": 1, "labels": 1}.get(name, 2)
+
+
 def _row(text: TextGame, x: int, answers_G: Tensor, **feedback: Any) -> Row:
     world = text.world
     return Row(

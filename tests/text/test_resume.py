@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from alignment import loop
 from alignment.checkpoints import last_checkpoint
 from alignment.config import load_recipe
 from alignment.errors import UserError
+from tests.runs import small_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,21 @@ def test_killed_and_resumed_equals_uninterrupted(recipe: str, overrides: tuple[s
     for name in names:
         first, second = load_file(whole / "final" / name), load_file(broken / "final" / name)
         assert all(first[key].equal(second[key]) for key in first)
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "egpo"])
+def test_a_finished_run_takes_no_further_step(recipe: str, tmp_path: Path) -> None:
+    """Resumed once more, as a scheduler does that starts a job again, it ends where it was."""
+    saves = (
+        *("training.save_strategy=steps", "training.save_steps=2", "training.logging_steps=1"),
+        *("data.eval_fraction=0", "training.eval_strategy=no"),
+    )
+    folder = small_run(tmp_path, *saves, recipe=f"{recipe}/tiny")
+    first = load_file(folder / "final" / "model.safetensors")
+    small_run(tmp_path, *saves, "training.resume_from_checkpoint=last", recipe=f"{recipe}/tiny")
+    again = load_file(folder / "final" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert len(losses(folder)) == 2
 
 
 def test_without_a_whole_checkpoint(tmp_path: Path) -> None:

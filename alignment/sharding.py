@@ -1,0 +1,165 @@
+"""Weights that several processes hold in parts: loaded whole, gathered to be read, given values, put back.
+
+Under DeepSpeed ZeRO-3 a parameter is a handle, whole only while a layer uses it; under FSDP2 it is a ``DTensor``, of
+which each process holds a part. Under ZeRO-1 to 3 the optimizer steps weights of its own, a part of them on each
+process, and the ones of the forward are copies of these. Nothing is divided before a training begins.
+
+Except for :func:`loaded_whole`, :func:`is_divided` and :func:`parameters_of`, all processes call what is here together.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.integrations import deepspeed as launched
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+
+def _partitioned(parameters: Iterable[nn.Parameter]) -> list[Any]:
+    """Those that ZeRO-3 has partitioned, with what it keeps on them."""
+    if not is_deepspeed_zero3_enabled():
+        return []
+    from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+    return [parameter for parameter in parameters if is_zero_param(parameter)]
+
+
+def is_divided(module: nn.Module) -> bool:
+    """Whether a forward of the module is one that all processes take together."""
+    return bool(_partitioned(module.parameters())) or any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, those that FSDP2 left whole after a forward without gradient divided again.
+
+    What it left whole is a copy: values given to it would be lost.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return dict(module.named_parameters())
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """While the context is open transformers loads models whole on every process.
+
+    Under ZeRO-3 it would load handles, which cannot be copied, hashed, or sampled from by one process alone.
+    """
+    reference = launched._hf_deepspeed_config_weak_ref
+    config = None if reference is None else reference()
+    launched.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            launched.set_hf_deepspeed_config(config)
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """While the context is open every process can read the whole of what ZeRO-3 partitioned."""
+    partitioned = _partitioned(parameters)
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned):
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which FSDP2 may have given each process a part; without gradient."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Give parameters values that every process holds whole."""
+    partitioned = _partitioned(parameters[name] for name in values)
+    if partitioned:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+            for name, value in values.items():
+                parameters[name].data.copy_(value)
+        return
+    for name, value in values.items():
+        parameters[name].copy_(_divided_like(parameters[name], value))
+
+
+def _divided_like(parameter: Tensor, value: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+@contextmanager
+def exchanged(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the context is open these parameters of a module have these values; afterwards their own, bit for bit."""
+    is_whole = not is_divided(module)
+    parameters = parameters_of(module)
+    if is_whole:
+        own = {name: parameters[name].data for name in values}
+        for name, value in values.items():
+            parameters[name].data = value.to(own[name].device)
+    else:
+        with gathered(parameters[name] for name in values):
+            own = {name: whole(parameters[name]).clone() for name in values}
+        assign(parameters, values)
+    try:
+        yield
+    finally:
+        parameters = parameters_of(module)
+        if is_whole:
+            for name, value in own.items():
+                parameters[name].data = value
+        else:
+            assign(parameters, own)
+
+
+@contextmanager
+def gathered_once(module: nn.Module) -> Iterator[None]:
+    """While the context is open the weights of a module stay whole from one forward to the next under ZeRO-3.
+
+    For sampling, which would otherwise gather all weights for every token. Only for looking: no gradient, no step.
+    """
+    partitioned = _partitioned(module.parameters())
+    if not partitioned:
+        yield
+        return
+    # The hooks of its layers release what they have used.
+    offload = partitioned[0]._z3_optimizer.parameter_offload
+    with gathered(partitioned):
+        for parameter in partitioned:
+            parameter.ds_active_sub_modules.clear()
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload._register_deepspeed_module(offload.module)
+
+
+def refresh_from_optimizer(engine: Any) -> None:
+    """Give the weights of the forward the values of those that the optimizer steps, after these were set by hand.
+
+    Args:
+        engine: of DeepSpeed, at stage 1, 2 or 3.
+    """
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer.update_lp_params()
+        return
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    # One at a time: together they need not fit.
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            assign({name: parameter}, {name: safe_get_full_fp32_param(parameter)})

@@ -1,0 +1,122 @@
+"""Methods of every kind on two processes, through the launcher's shipped configurations: the path of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.launches import ROOT, needs_compiler
+
+METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
+WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated")
+CASES = (*WALKS, "egpo_sampled")
+STAGES = {"zero1_cpu": 1, "zero2_cpu": 2, "zero3_cpu": 3}
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a case left: of each process what it held, and the weights as they were saved."""
+
+    ranks: list[dict[str, Any]]
+    start: dict[str, torch.Tensor]
+    final: dict[str, torch.Tensor]
+
+
+def walk(folder: Path, config: str | None) -> dict[str, Walk]:
+    """All cases in one launch; without a configuration on one process."""
+    command = [sys.executable, "tests/distributed/walks.py", str(folder), *CASES]
+    if config is not None:
+        options = ("--config_file", f"recipes/accelerate/{config}.yaml", "--main_process_port", "0")
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {case: read(folder / case) for case in CASES}
+
+
+def read(folder: Path) -> Walk:
+    """A case's folder."""
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    start, final = (load_file(next((folder / when).glob("*model.safetensors"))) for when in ("start", "final"))
+    return Walk(ranks, start, final)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
+    """On one process."""
+    return walk(tmp_path_factory.mktemp("alone"), None)
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
+    """On two, each with the whole of the weights."""
+    return walk(tmp_path_factory.mktemp("ddp"), "ddp_cpu")
+
+
+@pytest.fixture(scope="module", params=["ddp_cpu", *(pytest.param(name, marks=needs_compiler) for name in STAGES)])
+def config(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def together(config: str, replicated: dict[str, Walk], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
+    """On two, by a configuration."""
+    return replicated if config == "ddp_cpu" else walk(tmp_path_factory.mktemp(config), config)
+
+
+def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> None:
+    """Two processes that talk, and under ZeRO half of the master weights on each; padding makes the halves equal."""
+    stage = STAGES.get(config, 0)
+    for found in together.values():
+        assert [rank["world_size"] for rank in found.ranks] == [2, 2]
+        for rank in found.ranks:
+            assert rank["backend"] == "gloo" and rank["stage"] == stage
+            assert rank["type"] == ("DEEPSPEED" if stage else "MULTI_CPU")
+            share = rank["total"] / 2 if stage else rank["total"]
+            assert share <= rank["own"] <= share + 64
+
+
+@pytest.mark.parametrize("case", WALKS)
+def test_the_path_is_that_of_one_process(case: str, together: dict[str, Walk], alone: dict[str, Walk]) -> None:
+    """The same losses and weights to 1e-5, where weights have moved a hundred times that.
+
+    Both are float32, and Adam divides by its epsilon at the least, so that rounding stays rounding: 1e-6 is seen. A
+    look-ahead that is not taken back is 5e-2 away.
+    """
+    assert_same(together[case], alone[case])
+    assert max(distances(alone[case].start, alone[case].final)) > 1e-3
+
+
+def test_what_is_sampled_is_the_same(config: str, together: dict[str, Walk], replicated: dict[str, Walk]) -> None:
+    """Answers of each process to its own prompts, with weights that are gathered for it, train the same policy.
+
+    Gathered once, they are whole from one forward to the next; under ZeRO-3 they are not otherwise.
+    """
+    found = together["egpo_sampled"]
+    assert_same(found, replicated["egpo_sampled"])
+    for rank, reference in zip(found.ranks, replicated["egpo_sampled"].ranks, strict=True):
+        assert rank["answers"] == reference["answers"]
+        assert rank["stays_whole"] == ([False, True, False] if config == "zero3_cpu" else [True] * 3)
+    assert len(found.ranks[0]["answers"]) < len(found.ranks[1]["answers"])
+
+
+def assert_same(found: Walk, expected: Walk) -> None:
+    """Losses as every process logs them, and saved weights."""
+    for rank in found.ranks:
+        assert rank["losses"] == pytest.approx(expected.ranks[0]["losses"], rel=0, abs=1e-5)
+    assert max(distances(found.final, expected.final)) < 1e-5
+
+
+def distances(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[float]:
+    """Largest difference of each tensor."""
+    assert first.keys() == second.keys()
+    return [float((first[name] - second[name]).abs().max()) for name in first]
