@@ -98,10 +98,12 @@ def _attend(
 ) -> Tensor:
     """``scaled_dot_product_attention`` under a mask in pieces."""
     assert not is_causal
-    tensors = [query_RHWD, key_RHWD, value_RHWD]
     if dropout_p or not query_RHWD.shape == key_RHWD.shape == value_RHWD.shape:
         # Noise, heads that share a key, values of another width: more than the kernel does.
-        return scaled_dot_product_attention(*tensors, attn_mask.whole(), dropout_p, **options)
+        return scaled_dot_product_attention(
+            query_RHWD, key_RHWD, value_RHWD, attn_mask.whole(), dropout_p=dropout_p, **options
+        )
+    tensors = [query_RHWD, key_RHWD, value_RHWD]
     if torch.is_autocast_enabled("cpu"):
         tensors = [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
     output_RHWD: Tensor = _InPieces.apply(*tensors, attn_mask.groups, options.get("scale"))
