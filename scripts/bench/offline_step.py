@@ -7,7 +7,8 @@
 
 ``fresh`` computes the reference in every step, ``stored`` has its log-probs in the rows. The bare loop is what is left
 without a trainer: prompts shared, logits of replies only, the same optimizer and clipping, indices made once. ``dense``
-is our trainer with a row for each reply. ``over_bare`` is our trainer's time over the bare loop's, less one. Memory is
+is our trainer with a row for each reply. ``over_bare`` is our trainer's time over the bare loop's, less one;
+``computed_tokens`` are those that the model reads, over those that differ, each prompt counted once. Memory is
 the peak of a process of its own for each contender, imports included (``peak_memory_ratio``), and less what the process
 held before a model was built (``peak_memory_ratio_above_imports``).
 """
@@ -49,7 +50,9 @@ from steps import (
 )
 from torch.nn.functional import logsigmoid
 
+from alignment.batches import collate
 from alignment.data import EncodedRow, encode_rows, read_rows
+from alignment.logps import score
 from alignment.tiny import tiny_tokenizer
 
 PAIRS = "preferences/hh_harmless_base_test.jsonl.gz"
@@ -106,6 +109,7 @@ def measure(batch: int, options: argparse.Namespace) -> dict[str, Any]:
         "speedup_fresh": seconds["trl"] / seconds["ours"],
         "speedup_stored": seconds["trl_stored"] / seconds["ours_stored"],
         "speedup_over_dense": seconds["dense"] / seconds["ours"],
+        "computed_tokens": computed_tokens(shape, rows, batch),
     }
     if options.data:
         return result
@@ -118,6 +122,23 @@ def measure(batch: int, options: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_ratio": ratios["peak_mb"],
         "peak_memory_ratio_above_imports": ratios["peak_mb_above_imports"],
     }
+
+
+@torch.no_grad()
+def computed_tokens(shape: Shape, rows: Sequence[EncodedRow], batch: int) -> float:
+    """Tokens that our trainer's forward reads, over those that differ."""
+    model = shape.build()
+    read = []
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True, prepend=True
+    )
+    groups = [collate(rows[start : start + batch], pad_token_id=0) for start in range(0, len(rows), batch)]
+    # The first forwards find out how the model may be scored.
+    score(model, groups[0].completions)
+    read.clear()
+    for group in groups:
+        score(model, group.completions)
+    return sum(read) / sum(len(row.prompt_ids) + sum(map(len, row.completion_ids)) for row in rows)
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
@@ -269,6 +290,7 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(name, f"{1000 * value:.0f}", f"{rival / value:.2f} times")
     console.print(table)
     console.print(f"over our rows of one reply: {found['speedup_over_dense']:.2f} times as fast")
+    console.print(f"tokens that are computed: {found['computed_tokens']:.3f} times those that differ")
     if "over_bare" in found:
         mb, ratio = found["peak_mb"], found["peak_memory_ratio"]
         above = found["peak_memory_ratio_above_imports"]
