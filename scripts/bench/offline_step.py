@@ -50,8 +50,7 @@ from steps import (
 )
 from torch.nn.functional import logsigmoid
 
-from alignment.batches import collate
-from alignment.data import EncodedRow, encode_rows, read_rows
+from alignment.data import EncodedRow, collate, encode_rows, read_rows
 from alignment.logps import score
 from alignment.tiny import tiny_tokenizer
 

@@ -20,8 +20,7 @@ from transformers import LlamaForCausalLM
 
 from alignment import logps
 from alignment.anchors import AnchorSet
-from alignment.batches import collate
-from alignment.data import encode_rows
+from alignment.data import collate, encode_rows
 from alignment.generation.engine import Decoding
 from alignment.generation.transformers import TransformersEngine
 from alignment.generation.weights import base_weights
