@@ -75,7 +75,9 @@ def _optimizer(run: Run) -> Iterator[Line]:
         yield Line(name="gradients, in buckets", formula=letters, training=stepped)
     if launch.is_zero:
         bucket = _ZERO_BUCKET * run.size
-        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=bucket)
+        # Stage 3 keeps it.
+        idle = bucket if launch.sharding == "zero3" else 0
+        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=idle)
         # What is stepped is a copy in float32.
         stepped, letters = 4 * run.outline.trained // launch.processes, "4 P' / N"
     count = moments + int(launch.is_zero)
