@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignment.errors import UserError
 from alignment.logps import Scores, choose_scoring, score, scoring_of
-from alignment.sharding import gathered, whole
+from alignment.sharding import gathered, parameters_of, whole
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
@@ -232,7 +232,7 @@ def _move_towards(slow: FrozenPolicy, model: nn.Module, share: float) -> None:
     if isinstance(slow, TrainableWeights):
         slow.move_towards(model, share)
         return
-    policy = dict(model.named_parameters())
+    policy = parameters_of(model)
     with gathered(policy.values()):
         for name, parameter in slow.named_parameters():
             parameter.lerp_(whole(policy[name]).to(parameter), share)

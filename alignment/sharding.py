@@ -4,7 +4,7 @@ Under DeepSpeed ZeRO-3 a parameter is a handle, whole only while a layer uses it
 which each process holds a part. Under ZeRO-1 to 3 the optimizer steps weights of its own, a part of them on each
 process, and the ones of the forward are copies of these. Nothing is divided before a training begins.
 
-Except for :func:`loaded_whole` and :func:`is_divided`, all processes call what is here together.
+Except for :func:`loaded_whole`, :func:`is_divided` and :func:`parameters_of`, all processes call what is here together.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations import deepspeed as launched
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -29,7 +30,18 @@ def _partitioned(parameters: Iterable[nn.Parameter]) -> list[Any]:
 
 def is_divided(module: nn.Module) -> bool:
     """Whether a forward of the module is one that all processes take together."""
-    return bool(_partitioned(module.parameters())) or any(isinstance(item, DTensor) for item in module.parameters())
+    return bool(_partitioned(module.parameters())) or any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, those that FSDP2 left whole after a forward without gradient divided again.
+
+    What it left whole is a copy: values given to it would be lost.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return dict(module.named_parameters())
 
 
 @contextmanager
@@ -89,20 +101,22 @@ def _divided_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def exchanged(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """While the context is open the parameters have these values; afterwards their own, bit for bit."""
-    is_whole = not _partitioned(parameters.values()) and not any(isinstance(p, DTensor) for p in parameters.values())
+def exchanged(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the context is open these parameters of a module have these values; afterwards their own, bit for bit."""
+    is_whole = not is_divided(module)
+    parameters = parameters_of(module)
     if is_whole:
         own = {name: parameters[name].data for name in values}
         for name, value in values.items():
             parameters[name].data = value.to(own[name].device)
     else:
-        with gathered(parameters.values()):
+        with gathered(parameters[name] for name in values):
             own = {name: whole(parameters[name]).clone() for name in values}
         assign(parameters, values)
     try:
         yield
     finally:
+        parameters = parameters_of(module)
         if is_whole:
             for name, value in own.items():
                 parameters[name].data = value

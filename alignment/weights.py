@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from alignment.sharding import assign, exchanged, gathered, whole
+from alignment.sharding import assign, exchanged, gathered, parameters_of, whole
 
 
 class TrainableWeights:
@@ -41,7 +41,7 @@ class TrainableWeights:
 
         Only for looking: a gradient or a step inside would be that of neither policy.
         """
-        with exchanged(_trainable(model), self.values):
+        with exchanged(model, self.values):
             yield
 
     @torch.no_grad()
@@ -78,4 +78,4 @@ def idle_adapter(model: PeftModel) -> TrainableWeights:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: parameter for name, parameter in parameters_of(model).items() if parameter.requires_grad}

@@ -274,7 +274,7 @@ WHERE: dict[int, dict[str, tuple[str, ...]]] = {
     110: {"text/test_keystone.py": ("test_the_language_model_walks_with_the_matrix",)},
     111: {
         "text/test_trainer.py": ("test_accumulation_equals_the_large_batch",),
-        "distributed/test_ddp.py": ("test_two_processes_equal_one",),
+        "distributed/test_recipes.py": ("test_two_processes_equal_one",),
     },
     112: {_CONTRACT: ("test_no_negated_loss_survives", "test_no_flipped_sign_survives")},
 }

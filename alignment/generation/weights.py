@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.sharding import whole
+from alignment.sharding import parameters_of, whole
 
 _ADAPTER = "lora_"
 
@@ -29,7 +29,7 @@ def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
     Raises:
         UserError: for weights that nobody has gathered (:func:`alignment.sharding.gathered`).
     """
-    for name, tensor in base_of(module).named_parameters():
+    for name, tensor in parameters_of(base_of(module)).items():
         if not tensor.numel():
             raise UserError(
                 f"sampling.engine: expected whole weights on every process, found '{name}' partitioned (ZeRO-3); "

@@ -54,7 +54,7 @@ def lists(count: int, sizes: int) -> tuple[Row, ...]:
             weight=0.5 + i % 4,
             source=f"walks:{i + 1}",
         )
-        for i in range(24)
+        for i in range(count)
     )
 
 
@@ -106,7 +106,8 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 def walk(case: str, folder: Path) -> None:
     """Train a case, save its model, and note what this process held."""
     trainer = trainer_of(case, folder)
-    trainer.save_model(str(folder / "start"))
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder / "start")
     trainer.train()
     trainer.save_model(str(folder / "final"))
     facts = {"world_size": trainer.args.world_size, "type": trainer.accelerator.distributed_type.value}
