@@ -63,8 +63,21 @@ class Adapter:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """Bytes of a number.
+
+    Attributes:
+        compute: b, in what matrices give.
+        stream: s, between layers: that of the weights, which autocast does not change.
+    """
+
+    compute: int
+    stream: int
+
+
 def layer_bytes(
-    shape: Shape, *, rows: int, width: int, size: int, attention: str, adapter: Adapter | None = None
+    shape: Shape, *, rows: int, width: int, numbers: Numbers, attention: str, adapter: Adapter | None = None
 ) -> int:
     """What one layer keeps for its backward pass.
 
@@ -74,25 +87,23 @@ def layer_bytes(
         shape: of the model.
         rows: R.
         width: W.
-        size: b.
+        numbers: b and s.
         attention: implementation; ``eager`` keeps the scores of all heads, any other a mask at most.
         adapter: where the layer's own weights are frozen.
     """
-    if adapter is None:
-        norms = shape.norms * shape.width * (_FLOAT + 2 * size)
-        mlp = 4 * shape.hidden * size
-        inputs = 0
-    else:
-        norms = shape.norms * shape.width * _FLOAT
-        mlp = 3 * shape.hidden * size
-        own = shape.norms * shape.width + shape.hidden
-        inputs = (adapter.inputs * adapter.size if adapter.size else shape.layers * own * size) // shape.layers
-        inputs += adapter.ranks * size // shape.layers
+    size, norms = numbers.compute, shape.norms * shape.width
     heads = 4 * shape.attention * size + _FLOAT * shape.heads
-    pairs = size
+    if adapter is None:
+        # Of the normed outputs that matrices read one serves all, unless autocast copies it for each of five.
+        read = norms * size if size == numbers.stream else 5 * shape.width * size
+        token = norms * (_FLOAT + numbers.stream) + read + heads + 4 * shape.hidden * size
+    else:
+        copies = adapter.inputs * adapter.size // shape.layers if adapter.size else (norms + shape.hidden) * size
+        token = norms * _FLOAT + heads + 3 * shape.hidden * size + copies + adapter.ranks * size // shape.layers
+    pair = size
     if attention == "eager":
-        pairs = shape.heads * (_FLOAT + (size if size < _FLOAT else 0) + (size if shape.softcap else 0))
-    return rows * width * (norms + heads + mlp + inputs) + rows * width * width * pairs
+        pair = shape.heads * (_FLOAT + (size if size < _FLOAT else 0) + (size if shape.softcap else 0))
+    return rows * width * token + rows * width * width * pair
 
 
 def activation_bytes(
@@ -100,7 +111,7 @@ def activation_bytes(
     *,
     rows: int,
     width: int,
-    size: int,
+    numbers: Numbers,
     attention: str,
     checkpointed: bool,
     adapter: Adapter | None = None,
@@ -111,16 +122,24 @@ def activation_bytes(
         shape: of the model.
         rows: R.
         width: W.
-        size: b.
+        numbers: b and s.
         attention: implementation.
         checkpointed: whether a layer is computed again in the backward pass.
         adapter: where the model's own weights are frozen.
     """
-    layer = layer_bytes(shape, rows=rows, width=width, size=size, attention=attention, adapter=adapter)
-    last_norm = rows * width * shape.width * (_FLOAT + (0 if adapter else size))
+    layer = layer_bytes(shape, rows=rows, width=width, numbers=numbers, attention=attention, adapter=adapter)
+    last_norm = rows * width * shape.width * (_FLOAT + (0 if adapter else numbers.stream))
     if checkpointed:
-        return shape.layers * rows * width * shape.width * size + layer + last_norm
+        return shape.layers * rows * width * shape.width * numbers.stream + layer + last_norm
     return shape.layers * layer + last_norm
+
+
+def cast_bytes(shape: Shape, *, checkpointed: bool, adapter: Adapter | None) -> int:
+    """Copies in half precision that autocast makes of matrices in float32.
+
+    It keeps those of trained weights until the forward pass ends; those of frozen ones live as long as their layer.
+    """
+    return 2 * shape.body // (shape.layers if checkpointed and adapter is not None else 1)
 
 
 def logit_bytes(shape: Shape, *, tokens: int, size: int, is_whole: bool) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from alignment.costs import Adapter, activation_bytes, cache_bytes, logit_bytes
+from alignment.costs import Adapter, Numbers, activation_bytes, cache_bytes, cast_bytes, logit_bytes
 from alignment.generation.options import VLLMOptions
 from alignment.planning.run import Run
 
@@ -55,8 +55,6 @@ def _weights(run: Run) -> Iterator[Line]:
     divided = " / N" if launch.shares_weights else ""
     weights = run.weight_bytes // (launch.processes if launch.shares_weights else 1)
     yield Line(name="weights", formula=f"bytes of P{divided}", training=weights, sampling=weights)
-    if run.is_mixed and run.recipe.policy.dtype == "float32" and launch.sharding in ("none", "ddp"):
-        yield Line(name="weights, cast", formula="2 body", training=2 * outline.shape.body)
     if launch.sharding == "zero3":
         # While answers are drawn they are gathered once for all tokens.
         gathered, drawing = (run.size * count for count in (min(outline.parameters, _ZERO_LIVE), outline.parameters))
@@ -77,7 +75,9 @@ def _optimizer(run: Run) -> Iterator[Line]:
         yield Line(name="gradients, in buckets", formula=letters, training=stepped)
     if launch.is_zero:
         bucket = _ZERO_BUCKET * run.size
-        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=bucket)
+        # Stage 3 keeps it.
+        idle = bucket if launch.sharding == "zero3" else 0
+        yield Line(name="gradients, in buckets", formula="b 5 10^8", training=bucket, sampling=idle)
         # What is stepped is a copy in float32.
         stepped, letters = 4 * run.outline.trained // launch.processes, "4 P' / N"
     count = moments + int(launch.is_zero)
@@ -107,11 +107,14 @@ def _step(run: Run) -> Iterator[Line]:
         outline.shape,
         rows=batch.rows,
         width=batch.width,
-        size=run.size,
+        numbers=Numbers(compute=run.size, stream=4 if run.is_autocast else run.size),
         attention=outline.attention,
         checkpointed=run.is_checkpointed,
         adapter=_adapter(run),
     )
+    if run.is_autocast and not run.recipe.policy.load_in_4bit:
+        cast = cast_bytes(outline.shape, checkpointed=run.is_checkpointed, adapter=_adapter(run))
+        yield Line(name="matrices, cast", formula="2 bytes a number", training=cast)
     kept = "; their inputs, and one layer" if run.is_checkpointed else ""
     yield Line(name="activations", formula=f"{batch.rows} rows of {batch.width:,} tokens{kept}", training=activations)
     is_whole = run.recipe.scoring.logits == "whole"

@@ -79,6 +79,11 @@ class Run:
         return 2 if self.is_mixed or self.recipe.policy.dtype != "float32" else 4
 
     @property
+    def is_autocast(self) -> bool:
+        """Whether weights in float32 meet autocast: DeepSpeed and FSDP2 cast weights themselves."""
+        return self.is_mixed and self.recipe.policy.dtype == "float32" and self.launch.sharding in ("none", "ddp")
+
+    @property
     def trained_size(self) -> int:
         """Bytes of a trained number on its device.
 

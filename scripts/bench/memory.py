@@ -16,7 +16,7 @@ from offline_step import peak_elsewhere, shape_of
 from rich.console import Console
 from rich.table import Table
 
-from alignment.costs import activation_bytes, logit_bytes
+from alignment.costs import Numbers, activation_bytes, logit_bytes
 from alignment.planning.outline import shape_of as numbers_of
 
 WAYS = ("ours", "ours_stored", "dense", "whole", "trl", "trl_stored")
@@ -58,7 +58,9 @@ def planned_mb(way: str, options: argparse.Namespace) -> float:
     rows = options.batch if is_shared else 2 * options.batch
     width = options.prompt + (2 if is_shared else 1) * options.response
     state = 4 * numbers * (4 if way.endswith("stored") else 5)
-    kept = activation_bytes(shape, rows=rows, width=width, size=4, attention="sdpa", checkpointed=False)
+    kept = activation_bytes(
+        shape, rows=rows, width=width, numbers=Numbers(compute=4, stream=4), attention="sdpa", checkpointed=False
+    )
     logits = logit_bytes(shape, tokens=2 * options.batch * options.response, size=4, is_whole=way == "whole")
     return (state + kept + logits) / 2**20
 

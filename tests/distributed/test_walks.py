@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignment.config import load_recipe
+from alignment.config.launch import read_launch
+from alignment.planning import run_of
+from alignment.planning.memory import memory_lines
 from tests.distributed.launches import ROOT, needs_compiler
 
 METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
@@ -83,6 +87,18 @@ def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> N
             assert rank["type"] == ("DEEPSPEED" if stage else "MULTI_CPU")
             share = rank["total"] / 2 if stage else rank["total"]
             assert share <= rank["own"] <= share + 64
+
+
+def test_the_optimizer_holds_what_is_planned(config: str, together: dict[str, Walk]) -> None:
+    """Two moments of what it steps, and under ZeRO that itself, to the padding."""
+    launch = read_launch(ROOT / "recipes" / "accelerate" / f"{config}.yaml", None)
+    run = run_of(load_recipe(ROOT / "recipes" / "dpo" / "tiny.yaml").recipe, launch)
+    for rank in (rank for found in together.values() for rank in found.ranks):
+        outline = replace(run.outline, parameters=rank["total"], trained=rank["total"])
+        lines = memory_lines(replace(run, outline=outline), memory=None)
+        (planned,) = (line.training for line in lines if line.name == "optimizer")
+        held = rank["moments"] + (4 * rank["own"] if launch.is_zero else 0)
+        assert planned <= held <= planned + 3 * 4 * 64
 
 
 @pytest.mark.parametrize("case", WALKS)

@@ -120,11 +120,15 @@ def walk(case: str, folder: Path) -> None:
 
 
 def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
-    """Numbers that are trained, and of these the ones whose master weights this process holds."""
+    """Numbers that are trained, of these the ones whose master weights this process holds, and bytes of moments."""
+    # DeepSpeed's is around the one that has the state.
+    optimizer = trainer.model_wrapped.optimizer.optimizer if trainer.is_deepspeed_enabled else trainer.optimizer
+    state = optimizer.state.values()
+    moments = sum(tensor.nbytes for values in state for tensor in values.values() if tensor.dim())
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     if not trainer.is_deepspeed_enabled:
         total = sum(parameter.numel() for parameter in trained)
-        return {"stage": 0, "total": total, "own": total}
+        return {"stage": 0, "total": total, "own": total, "moments": moments}
     engine = trainer.model_wrapped
     stage = engine.zero_optimization_stage()
     if stage < 3:
@@ -133,7 +137,7 @@ def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
     else:
         parts = engine.optimizer.fp32_partitioned_groups_flat
         total = sum(parameter.ds_numel for parameter in trained)
-    return {"stage": stage, "total": total, "own": sum(part.numel() for part in parts)}
+    return {"stage": stage, "total": total, "own": sum(part.numel() for part in parts), "moments": moments}
 
 
 def likeliest_answers(trainer: PreferenceTrainer) -> list[list[int]]:
