@@ -22,9 +22,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
-# The kernels behind ``scaled_dot_product_attention`` on a CPU, which alone give and take the normalisers.
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# The kernel behind ``scaled_dot_product_attention`` on a CPU, which alone gives and takes the normalisers.
+_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+def has_kernel() -> bool:
+    """Whether this torch has the kernel. Its name is not public."""
+    return all(torch._C._dispatch_has_kernel(f"aten::{name}") for name in (_KERNEL, f"{_KERNEL}_backward"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +128,11 @@ class _InPieces(torch.autograd.Function):
         log_z_dtype = torch.promote_types(query_RHWD.dtype, torch.float32)
         log_z_RHW = torch.zeros(query_RHWD.shape[:-1], dtype=log_z_dtype)
 
+        forward = getattr(torch.ops.aten, _KERNEL)
+
         def look(row: int, queries: slice, keys: slice) -> tuple[Tensor, Tensor]:
             inputs = (query_RHWD[row, None, :, queries], key_RHWD[row, None, :, keys], value_RHWD[row, None, :, keys])
-            return _FORWARD(*inputs, 0.0, True, scale=scale)  # no dropout, causal
+            return forward(*inputs, 0.0, True, scale=scale)  # no dropout, causal
 
         for group in groups:
             seen, log_z = look(group.row, group.tokens, group.prompt)
@@ -150,13 +156,15 @@ class _InPieces(torch.autograd.Function):
         grad_RHWD = grad_RHWD.contiguous()
         grads = [torch.zeros_like(tensor) for tensor in (query_RHWD, key_RHWD, value_RHWD)]
 
+        backward = getattr(torch.ops.aten, f"{_KERNEL}_backward")
+
         def look_back(row: int, queries: slice, keys: slice) -> None:
             inputs = (
                 *(tensor[row, None, :, queries] for tensor in (grad_RHWD, query_RHWD)),
                 *(tensor[row, None, :, keys] for tensor in (key_RHWD, value_RHWD)),
                 *(tensor[row, None, :, queries] for tensor in (output_RHWD, log_z_RHW)),
             )
-            found = _BACKWARD(*inputs, 0.0, True, scale=ctx.scale)
+            found = backward(*inputs, 0.0, True, scale=ctx.scale)
             for grad, part, columns in zip(grads, found, (queries, keys, keys), strict=True):
                 grad[row, None, :, columns] += part
 

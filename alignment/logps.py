@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from alignment.attention import has_kernel
 from alignment.errors import UserError
 from alignment.packing import (
     MASKED_ATTENTIONS,
@@ -163,7 +164,7 @@ def _attention(causal: PreTrainedModel) -> str:
 
 def _allows_pieces(causal: PreTrainedModel) -> bool:
     """Whether its attention is one that can be computed in pieces."""
-    return _attention(causal) == "sdpa" and causal.device.type == "cpu"
+    return _attention(causal) == "sdpa" and causal.device.type == "cpu" and has_kernel()
 
 
 # What a model does with them -----------------------------------------------------------------------------------------

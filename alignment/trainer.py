@@ -193,6 +193,9 @@ class PreferenceTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # Under DeepSpeed and FSDP Trainer leaves it where it was loaded until it is divided; it is copied before.
+        if self.model.device.type != self.args.device.type:
+            self.model.to(self.args.device)
         # compute_loss normalises over the effective batch itself and undoes the division by accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False
