@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of a shared machine, with one thread")
     parser.add_argument("--batch", default="2", help="pairs of a step; several with commas (default 2)")
     parser.add_argument("--memory-of", choices=(*CONTENDERS, "whole"), help=argparse.SUPPRESS)
-    for name, default in (("vocabulary", 8192), ("prompt", 256), ("response", 64), ("rounds", 4), ("steps", 3)):
+    for name, default in (("vocabulary", 8192), ("prompt", 256), ("response", 64), ("rounds", 10), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()
     datasets.disable_progress_bars()
