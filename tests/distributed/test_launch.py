@@ -73,6 +73,7 @@ def test_a_launch_that_is_something_else(
 
 
 @pytest.mark.distributed
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "options", [("--cpu", "--num_processes", "2"), ("--config_file", "recipes/accelerate/fsdp2.yaml")], ids=" ".join
 )
@@ -83,6 +84,6 @@ def test_launchers_that_silently_do_something_else(options: tuple[str, ...], tmp
         *("--main_process_port", "0", "scripts/train.py", "recipes/dpo/tiny.yaml", f"output_dir={tmp_path}"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode != 0 and "error: the launch asks for" in done.stderr
     assert not list(tmp_path.iterdir())
