@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from alignment.data import EncodedRow, prompt_text
 from alignment.errors import UserError
 from alignment.oracles import PanelOracle
 from alignment.stages import Annotated
@@ -26,6 +27,14 @@ def check_panel(needs: Needs, oracle: Oracle | None) -> None:
         raise UserError("the method reads several oracles: expected a panel (oracle.kind: panel), got one oracle")
     if needs.num_oracles == "one" and is_panel:
         raise UserError("the method reads one oracle: expected no panel; kind: mixture is the mean of its members")
+
+
+def calibrate(panel: PanelOracle, answered: Sequence[EncodedRow]) -> None:
+    """Put the rewards of a panel on one scale, by their spread over two answers to each prompt."""
+    prompts: list[str] = [prompt_text(item.row) for item in answered]
+    first, second = ([item.row.responses[g] for item in answered] for g in (0, 1))
+    for member in panel.uncalibrated:
+        member.calibrate(prompts, first, second)
 
 
 class GroupWelfare:

@@ -18,7 +18,20 @@ from alignment.functional import group_wins
 from alignment.logps import score
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
-from alignment.types import Behaviour, Completions, Ema, Feedback, Frozen, Needs, Oracle, Past, Player, Previous
+from alignment.types import (
+    Behaviour,
+    Completions,
+    Ema,
+    Feedback,
+    Frozen,
+    LossInputs,
+    Method,
+    Needs,
+    Oracle,
+    Past,
+    Player,
+    Previous,
+)
 
 _MIXTURE = "mixture"
 _SAMPLERS = ("dataset", "prev", "policy", _MIXTURE)
@@ -319,3 +332,58 @@ def annotate(
         if mismatched is None
         else {name: scored.logps_BG[:, 0] for name, scored in anchors.score(mismatched).items()},
     )
+
+
+@torch.no_grad()
+def prompt_weights(annotated: Annotated, method: Method) -> Tensor:
+    """What each prompt counts for, [B]; it depends on feedback and masks only, so zeros stand for log-probs."""
+    completions, names = annotated.completions, method.needs.anchor_columns()
+    zeros_BG = torch.zeros(completions.valid_BG.shape, device=completions.valid_BG.device)
+    zeros_BGT = torch.zeros_like(completions.completion_mask_BGT, dtype=zeros_BG.dtype)
+    x = LossInputs(
+        logps_BG=zeros_BG,
+        lengths_BG=completions.lengths_BG,
+        valid_BG=completions.valid_BG,
+        feedback=annotated.feedback,
+        weights_BG=annotated.weights_BG,
+        anchors=dict.fromkeys(names, zeros_BG),
+        token_logps_BGT=zeros_BGT,
+        token_mask_BGT=completions.completion_mask_BGT,
+        token_anchors=dict.fromkeys(names, zeros_BGT),
+        token_excess_BGT=zeros_BGT if method.needs.confidence else None,
+        mismatched_logps_B=zeros_BG[:, 0],
+        mismatched_anchors=dict.fromkeys(names, zeros_BG[:, 0]),
+    )
+    return method.loss(x).weight_B * annotated.row_weight_B
+
+
+@torch.no_grad()
+def kl_to_ref(
+    batch: Batch,
+    *,
+    sampling: Sampling,
+    make_policy: Callable[[nn.Module], CausalLMPolicy],
+    policy_of: PolicyOf,
+    generator: torch.Generator,
+) -> Tensor:
+    """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
+
+    Of the first ``max_new_tokens`` tokens of an answer. A token counts ``r - 1 - log r`` with r = ref/pi: its mean
+    under pi is the token's KL, and it is never negative.
+
+    Args:
+        batch: of prompts.
+        sampling: how responses are drawn.
+        make_policy: who answers for a module, at temperature 1 and from all tokens.
+        policy_of: modules of "policy" and "ref".
+        generator: of the sample.
+    """
+    if sampling.engine == "enumerate":
+        policy_BG, ref_BG = (probabilities(batch.completions, policy_of, name, 1.0) for name in ("policy", "ref"))
+        return (torch.xlogy(policy_BG, policy_BG) - torch.xlogy(policy_BG, ref_BG)).sum(-1).float()
+    with policy_of("policy") as module:
+        answers = make_policy(module).sample(prompts_only(batch), num_completions=1, generator=generator)
+        logps_BGT = score(module, answers).token_logps_BGT
+    with policy_of("ref") as module:
+        log_r_BGT = score(module, answers).token_logps_BGT - logps_BGT
+    return (torch.expm1(log_r_BGT) - log_r_BGT).sum((1, 2))

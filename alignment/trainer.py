@@ -1,5 +1,6 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,13 +35,12 @@ from alignment.batches import (
     check_feedback,
     rows_to_encode,
 )
-from alignment.checkpoints import STATE_FILE, last_checkpoint
+from alignment.checkpoints import STATE_FILE, Division, last_checkpoint, load_state, save_state
 from alignment.data import (
     Batch,
     EncodedRow,
     Row,
     encode_rows,
-    prompt_text,
     stop_token_ids,
     with_mismatched,
 )
@@ -50,7 +50,7 @@ from alignment.functional import preference_metrics
 from alignment.generation import build_engine, check_engine, engine_refusal
 from alignment.generation.engine import Engine
 from alignment.generation.weights import lora_rank
-from alignment.groups import GroupWelfare, check_panel
+from alignment.groups import GroupWelfare, calibrate, check_panel
 from alignment.iterations import (
     AdvanceAnchors,
     KeepAverage,
@@ -62,6 +62,7 @@ from alignment.iterations import (
 from alignment.launch import check_deepspeed, check_launch, check_stages
 from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
+from alignment.metrics import Means
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
@@ -74,8 +75,8 @@ from alignment.stages import (
     check_needs,
     group_wins_of_pairs,
     judge,
-    probabilities,
-    prompts_only,
+    kl_to_ref,
+    prompt_weights,
     rollout,
     sample_metrics,
 )
@@ -217,7 +218,7 @@ class PreferenceTrainer(Trainer):
         self._step = self._steps - 1
         self._rolled: list[Annotated] = []
         self._own_anchors = self._find_own_anchors()
-        self._metrics: dict[str, tuple[float, float]] = {}
+        self._means = {"train": Means(), "eval": Means()}
 
     @property
     def is_online(self) -> bool:
@@ -236,6 +237,10 @@ class PreferenceTrainer(Trainer):
         if self.args.deepspeed_plugin is not None:
             return f"ZeRO-{self.args.deepspeed_plugin.zero_stage}"
         return "FSDP" if self.is_fsdp_enabled else None
+
+    @property
+    def _division(self) -> Division:
+        return Division(num_processes=self.args.world_size, num_prompts=self.effective_batch, sharding=self.sharding)
 
     def count_oracle_calls(self) -> int:
         """Verdicts that were trained on: questions to the oracle, or what the data set holds. All processes call it."""
@@ -333,10 +338,7 @@ class PreferenceTrainer(Trainer):
                 batch_size=self.args.eval_batch_size,
                 seed=self.args.seed,
             )
-        prompts: list[str] = [prompt_text(item.row) for item in answered]
-        first, second = ([item.row.responses[g] for item in answered] for g in (0, 1))
-        for member in panel.uncalibrated:
-            member.calibrate(prompts, first, second)
+        calibrate(panel, answered)
 
     def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:
         """Where prompts are held out and somebody judges: the reference's answers, before a weight has moved."""
@@ -448,7 +450,7 @@ class PreferenceTrainer(Trainer):
                 wrapper.rewind()
                 if self.is_deepspeed_enabled:
                     refresh_from_optimizer(self.model_wrapped)
-        total = torch.stack([self._weights(item).sum() for item in annotated]).sum()
+        total = torch.stack([prompt_weights(item, self.method).sum() for item in annotated]).sum()
         total = self.accelerator.reduce(total, reduction="sum")
         inputs = [
             {"input_ids": item.completions.input_ids_BGT, "annotated": item, "index": i}
@@ -506,14 +508,15 @@ class PreferenceTrainer(Trainer):
             return annotated
         return replace(annotated, metrics=sample_metrics(completions, [row.responses for row in batch.rows]))
 
-    def _make_policy(self, module: nn.Module, temperature: float) -> CausalLMPolicy:
+    def _make_policy(self, module: nn.Module, temperature: float, *, is_cut: bool = True) -> CausalLMPolicy:
+        """Who samples; from all tokens unless cut to ``top_k``."""
         return CausalLMPolicy(
             module,
             self._tokenizer(),
             stop_token_ids=self._stop_token_ids,
             temperature=temperature,
             max_new_tokens=self.sampling.max_new_tokens,
-            top_k=self.sampling.top_k,
+            top_k=self.sampling.top_k if is_cut else None,
             engine=self.engine,
         )
 
@@ -574,27 +577,6 @@ class PreferenceTrainer(Trainer):
     def _batch_mean(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.detach(), reduction="mean")
 
-    def _weights(self, annotated: Annotated) -> Tensor:
-        """What each prompt counts for; it depends on feedback and masks only, so zeros stand for log-probs."""
-        zeros_BG = torch.zeros(annotated.completions.valid_BG.shape, device=annotated.completions.valid_BG.device)
-        zeros_BGT = torch.zeros_like(annotated.completions.completion_mask_BGT, dtype=zeros_BG.dtype)
-        x = LossInputs(
-            logps_BG=zeros_BG,
-            lengths_BG=annotated.completions.lengths_BG,
-            valid_BG=annotated.completions.valid_BG,
-            feedback=annotated.feedback,
-            weights_BG=annotated.weights_BG,
-            anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BG),
-            token_logps_BGT=zeros_BGT,
-            token_mask_BGT=annotated.completions.completion_mask_BGT,
-            token_anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BGT),
-            token_excess_BGT=zeros_BGT if self.needs.confidence else None,
-            mismatched_logps_B=zeros_BG[:, 0],
-            mismatched_anchors=dict.fromkeys(self.needs.anchor_columns(), zeros_BG[:, 0]),
-        )
-        with torch.no_grad():
-            return self.method.loss(x).weight_B * annotated.row_weight_B
-
     # Optimizer -------------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -637,28 +619,12 @@ class PreferenceTrainer(Trainer):
         self, split: str, x: LossInputs, output: LossOutput, weights_B: Tensor, sampled: Mapping[str, Tensor]
     ) -> None:
         values = {"loss": output.loss_B.detach(), **preference_metrics(x), **output.metrics, **sampled}
-        for name, value_B in values.items():
-            total, weight = self._metrics.get(f"{split}_{name}", (0.0, 0.0))
-            counted = weights_B * ~value_B.isnan()
-            self._metrics[f"{split}_{name}"] = (
-                total + float((counted * value_B.nan_to_num()).sum()),
-                weight + float(counted.sum()),
-            )
-
-    def _take_metrics(self, split: str) -> dict[str, float]:
-        """Weighted means since the last call, over all ranks."""
-        names = sorted(name for name in self._metrics if name.startswith(f"{split}_"))
-        if not names:
-            return {}
-        sums = torch.tensor([self._metrics.pop(name) for name in names], dtype=torch.float32, device=self.args.device)
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        means = (sums[:, 0] / sums[:, 1]).tolist()
-        return {name.removeprefix(f"{split}_"): value for name, value in zip(names, means, strict=True)}
+        self._means[split].add(values, weights_B)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the method's metrics, and the iteration, to what Trainer logs."""
         if "loss" in logs:
-            logs = {**self._take_metrics("train"), **logs}
+            logs = {**self._means["train"].take(self._total), **logs}
         logs["iteration"] = self.state.global_step // self._steps
         super().log(logs, start_time)
 
@@ -691,7 +657,7 @@ class PreferenceTrainer(Trainer):
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 x, output = self._forward(self.model, annotated)
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B, annotated.metrics)
-        metrics = self._take_metrics("eval")
+        metrics = self._means["eval"].take(self._total)
         if kls:
             metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())
         if self.match is not None and (eval_dataset is None or eval_dataset is self.eval_dataset):
@@ -707,30 +673,12 @@ class PreferenceTrainer(Trainer):
         return metrics
 
     def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
+        def make_policy(module: nn.Module) -> CausalLMPolicy:
+            return self._make_policy(module, 1.0, is_cut=False)
 
-        Of the first ``max_new_tokens`` tokens of an answer. A token counts ``r - 1 - log r`` with r = ref/pi: its mean
-        under pi is the token's KL, and it is never negative.
-        """
-        if self.sampling.engine == "enumerate":
-            policy_BG, ref_BG = (
-                probabilities(batch.completions, self.anchors.model, name, 1.0) for name in ("policy", "ref")
-            )
-            return (torch.xlogy(policy_BG, policy_BG) - torch.xlogy(policy_BG, ref_BG)).sum(-1).float()
-        with self.anchors.model("policy") as module:
-            policy = CausalLMPolicy(
-                module,
-                self._tokenizer(),
-                stop_token_ids=self._stop_token_ids,
-                temperature=1.0,
-                max_new_tokens=self.sampling.max_new_tokens,
-                engine=self.engine,
-            )
-            answers = policy.sample(prompts_only(batch), num_completions=1, generator=generator)
-            logps_BGT = score(module, answers).token_logps_BGT
-        with self.anchors.model("ref") as module:
-            log_r_BGT = score(module, answers).token_logps_BGT - logps_BGT
-        return (torch.expm1(log_r_BGT) - log_r_BGT).sum((1, 2))
+        return kl_to_ref(
+            batch, sampling=self.sampling, make_policy=make_policy, policy_of=self.anchors.model, generator=generator
+        )
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
@@ -746,18 +694,14 @@ class PreferenceTrainer(Trainer):
         # Every process has written its part.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             state = {
                 "anchors": self.anchors.state_dict(),
                 "groups": None if self.groups is None else self.groups.state,
                 "num_questions": self.num_questions,
-                "num_processes": self.args.world_size,
-                "num_prompts": self.effective_batch,
-                "sharding": self.sharding,
+                **dataclasses.asdict(self._division),
                 "average": None if self.average is None else self.average.values,
             }
-            torch.save(state, folder / f"{STATE_FILE}.partial")
-            (folder / f"{STATE_FILE}.partial").rename(folder / STATE_FILE)
+            save_state(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}", state)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
         """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
@@ -774,11 +718,9 @@ class PreferenceTrainer(Trainer):
             return self._train_within_budget(trainer_options)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-        state_file = Path(resume_from_checkpoint) / STATE_FILE
-        if not state_file.exists():
-            raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {state_file}")
-        state = torch.load(state_file, map_location=self.args.device)
-        self._check_division(state["num_processes"], state["num_prompts"], state["sharding"])
+        state = load_state(resume_from_checkpoint, self.args.device)
+        saved = Division(**{field.name: state[field.name] for field in dataclasses.fields(Division)})
+        saved.check_continued_by(self._division)
         self.anchors.load_state_dict(state["anchors"])
         self.num_questions = state["num_questions"]
         if self.groups is not None:
@@ -786,22 +728,6 @@ class PreferenceTrainer(Trainer):
         if self.average is not None:
             self.average.load(state["average"])
         return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
-
-    def _check_division(self, num_processes: int, num_prompts: int, sharding: str | None) -> None:
-        """Refuse to continue with other batches, or from an optimizer's state that is divided otherwise."""
-        if num_prompts != self.effective_batch:
-            raise UserError(
-                f"resume_from_checkpoint: expected an effective batch of {num_prompts} prompts, as before on "
-                f"{num_processes} process(es), found {self.effective_batch} on {self.args.world_size}; change "
-                "per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        is_divided_anew = self.is_deepspeed_enabled and num_processes != self.args.world_size
-        if sharding != self.sharding or is_divided_anew:
-            raise UserError(
-                "resume_from_checkpoint: expected the launch that divided the optimizer's state, "
-                f"{sharding or 'whole'} on {num_processes} process(es), found {self.sharding or 'whole'} on "
-                f"{self.args.world_size}"
-            )
 
     def _run_epoch(self, *positional: Any, **named: Any) -> None:
         """Transformers' own; nothing where a checkpoint of the last step is continued: it would take one more."""

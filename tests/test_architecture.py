@@ -38,7 +38,7 @@ LAYERS = [
         "_trl_compat",
     },
     {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},
-    {"arguments", "launch", "batches", "checkpoints", "iterations", "trainer", "trainers"},
+    {"arguments", "launch", "batches", "checkpoints", "iterations", "metrics", "trainer", "trainers"},
     {
         "config",
         "preparation",
