@@ -15,14 +15,7 @@ from alignment.config.compose import apply_overrides, compose
 from alignment.config.problems import describe_problems
 from alignment.data import Row, prompt_text, read_battles
 from alignment.errors import UserError
-from alignment.evaluation.cycles import (
-    Diagnosis,
-    GamesDiagnosis,
-    PromptDiagnosis,
-    diagnose_games,
-    diagnose_matrix,
-    diagnose_prompts,
-)
+from alignment.evaluation.cycles import Diagnosis, diagnose_matrix
 from alignment.evaluation.intervals import Estimate
 from alignment.evaluation.judgements import (
     Agreement,
@@ -34,6 +27,7 @@ from alignment.evaluation.judgements import (
     prompt_tables,
     systems_matrix,
 )
+from alignment.evaluation.prompt_cycles import GamesDiagnosis, PromptDiagnosis, diagnose_games, diagnose_prompts
 from alignment.evaluation.win_matrix import Ranked, counted_matrix, exact_matrix, rank_intervals
 from alignment.oracles import build_oracle, check_oracle, preference_matrix
 from alignment.preparation import read_source

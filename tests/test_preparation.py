@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config.schema import DataSpec
+from alignment.config import DataSpec
 from alignment.errors import UserError
 from alignment.preparation import PreparedData, prepare_data
 

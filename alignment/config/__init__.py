@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.config.compose import Override, compose, recipes_folder, shipped_recipes
+from alignment.config.data import DataSource, DataSpec, RowsSpec
 from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
 from alignment.config.schema import (
-    DataSource,
-    DataSpec,
     LoRASpec,
     ModelSpec,
     OpponentSpec,
     PolicySpec,
     Recipe,
-    RowsSpec,
     SamplingSpec,
     ScheduleSpec,
     TinySpec,

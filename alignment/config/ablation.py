@@ -11,10 +11,11 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from alignment.budgets import planned_verdicts
 from alignment.config import Recipe, load_recipe
+from alignment.config.block import Block
 from alignment.config.compose import Override, compose, find_recipe
 from alignment.config.parsing import dump_yaml, read_mapping
 from alignment.config.problems import describe_problems
-from alignment.config.schema import Block, schema_keys, without_nulls
+from alignment.config.schema import schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.evaluation.ablations import is_off
 from alignment.values import differences, leaves

@@ -8,10 +8,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from alignment.config.block import Block
 from alignment.config.compose import compose
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
-from alignment.config.schema import AnsweringSpec, Block, schema_keys, without_nulls
+from alignment.config.schema import AnsweringSpec, schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.generation.options import ServerOptions
 from alignment.oracles import check_oracle

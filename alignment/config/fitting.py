@@ -11,19 +11,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from alignment.config.block import Block
 from alignment.config.compose import compose
+from alignment.config.data import DataSource, RowsSpec, Sources, plain_data
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
-from alignment.config.schema import (
-    Block,
-    DataSource,
-    ModelSpec,
-    RowsSpec,
-    Sources,
-    plain_data,
-    schema_keys,
-    without_nulls,
-)
+from alignment.config.schema import ModelSpec, schema_keys, without_nulls
 from alignment.errors import UserError
 
 # What a mixture cannot do, because it trains several models several times: field -> what it may still be.

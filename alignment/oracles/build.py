@@ -1,7 +1,6 @@
 """From a recipe's ``oracle:`` block to an oracle."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignment.errors import UserError
-from alignment.games import PreferenceGame
 from alignment.methods._card import nearest
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle
 from alignment.oracles.combine import (
@@ -25,7 +23,7 @@ from alignment.oracles.combine import (
 from alignment.oracles.endpoint import EndpointSpec, check_client
 from alignment.oracles.kept import KeptOracle, LocalAsker
 from alignment.oracles.ledger import Account, Accounts, Budget
-from alignment.oracles.matrix import MatrixOracle
+from alignment.oracles.matrix import read_matrix
 from alignment.oracles.models import (
     BradleyTerryOracle,
     LabelOracle,
@@ -103,10 +101,10 @@ class MatrixSpec(OracleSpec):
     path: str
 
     def check(self) -> None:
-        _read_matrix(Path(self.path))
+        read_matrix(Path(self.path))
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
-        oracle, content = _read_matrix(Path(self.path)), Path(self.path).read_bytes()
+        oracle, content = read_matrix(Path(self.path)), Path(self.path).read_bytes()
         return _exact(oracle, self, {"kind": "matrix", "path": self.path}, content, accounts)
 
 
@@ -512,19 +510,3 @@ def _known(block: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for part in get_args(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _known(part, f"{prefix}{name}.")
-
-
-def _read_matrix(path: Path) -> MatrixOracle:
-    try:
-        content = json.loads(path.read_text())
-        responses, prompts = content["responses"], content.get("prompts")
-        prefs = torch.tensor(content["preferences"], dtype=torch.float64)
-    except FileNotFoundError:
-        raise UserError(f"oracle.path: no file at {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected JSON with 'responses' and 'preferences', got {error!r}") from error
-    prefs_XAA = prefs if prefs.dim() == 3 else prefs[None]
-    # The game's constructor checks that these are preferences.
-    uniform_XA = torch.full(prefs_XAA.shape[:2], 1.0 / prefs_XAA.shape[1], dtype=torch.float64)
-    game = PreferenceGame(prefs_XAA=prefs_XAA, ref_XA=uniform_XA, tau=0.0)
-    return MatrixOracle(game.prefs_XAA, responses=responses, prompts=prompts)

@@ -1,10 +1,14 @@
 """An oracle that looks the answer up: a preference game over known texts."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from alignment.errors import UserError
+from alignment.games import PreferenceGame
 from alignment.shapes import check_shapes
 
 
@@ -55,3 +59,24 @@ class MatrixOracle:
                 f"matrix oracle: unknown {what} {text!r}; it knows {len(index)}, such as {next(iter(index))!r}"
             )
         return index[text]
+
+
+def read_matrix(path: Path) -> MatrixOracle:
+    """From a file of ``{"responses": [...], "preferences": [[...], ...]}``, with ``prompts`` and one for each, or one.
+
+    Raises:
+        UserError: if the file is missing, or holds no preferences.
+    """
+    try:
+        content = json.loads(path.read_text())
+        responses, prompts = content["responses"], content.get("prompts")
+        prefs = torch.tensor(content["preferences"], dtype=torch.float64)
+    except FileNotFoundError:
+        raise UserError(f"oracle.path: no file at {path}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected JSON with 'responses' and 'preferences', got {error!r}") from error
+    prefs_XAA = prefs if prefs.dim() == 3 else prefs[None]
+    # The game's constructor checks that these are preferences.
+    uniform_XA = torch.full(prefs_XAA.shape[:2], 1.0 / prefs_XAA.shape[1], dtype=torch.float64)
+    game = PreferenceGame(prefs_XAA=prefs_XAA, ref_XA=uniform_XA, tau=0.0)
+    return MatrixOracle(game.prefs_XAA, responses=responses, prompts=prompts)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from alignment.errors import UserError
-from alignment.evaluation.cycles import diagnose_matrix, diagnose_prompts
+from alignment.evaluation.cycles import diagnose_matrix
+from alignment.evaluation.prompt_cycles import diagnose_prompts
 from alignment.evaluation.win_matrix import WinMatrix, counted_matrix, exact_matrix, judged_matrix
 from alignment.games import cyclic
 
