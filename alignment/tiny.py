@@ -1,7 +1,7 @@
 """A causal language model and its tokenizer, made in code in about a second: nothing is downloaded.
 
-The tokenizer is a byte-level BPE fitted to given texts, with one token for each role and for the end of a turn; the
-model is a small Llama with random weights. They serve tests, examples and first runs on a laptop.
+The tokenizer is a byte-level BPE fitted to given texts, or a list of words, with one token for each role and for the
+end of a turn; the model is a small Llama with random weights. They serve tests, examples and first runs on a laptop.
 """
 
 from collections.abc import Iterable
@@ -38,6 +38,23 @@ def tiny_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokeni
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END)
     fast.add_special_tokens({"additional_special_tokens": list(_ROLES)})
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def word_level_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are whole words between spaces, after the special tokens, in the order given."""
+    vocabulary = {token: index for index, token in enumerate((PAD, BOS, END, *_ROLES, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        additional_special_tokens=list(_ROLES),
+        clean_up_tokenization_spaces=False,
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from alignment.cache import Entry, cache_folder, read_entry, write_entry
 from alignment.logps import Scoring, score
 from alignment.textgame.world import World
-from alignment.tiny import BOS, CHAT_TEMPLATE, END, PAD, tiny_model
+from alignment.tiny import tiny_model, word_level_tokenizer
 from alignment.types import Completions
 
-_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 _SHAPE = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
 _SUPERVISION = {"steps": 500, "answers": 8, "learning_rate": 3e-3}
 
@@ -24,20 +22,7 @@ _SUPERVISION = {"steps": 500, "answers": 8, "learning_rate": 3e-3}
 def word_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """One token for each word of the world; a word carries its punctuation."""
     words = {word for texts in (world.questions, *world.answers) for text in texts for word in text.split(" ")}
-    specials = (PAD, BOS, END, *_ROLES)
-    vocabulary = {token: index for index, token in enumerate((*specials, *sorted(words)))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=END,
-        additional_special_tokens=list(_ROLES),
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return word_level_tokenizer(sorted(words))
 
 
 def untrained_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> LlamaForCausalLM:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from steps import CLOCKS, Shape, our_trainer, random_rows, scratch, take_turns, trained_by
+from steps import CLOCKS, Shape, narrow, our_trainer, random_rows, scratch, take_turns, trained_by
 
 from alignment.data import collate
 from alignment.logps import Scoring, score
@@ -57,8 +57,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Times of both layouts, and how far their gradients are apart."""
-    sizes = {"layers": 1, "width": 24, "heads": 2, "key_value_heads": 1, "intermediate": 32} if options.quick else {}
-    shape = Shape(vocabulary=options.vocabulary, **sizes)
+    shape = narrow(options.vocabulary) if options.quick else Shape(vocabulary=options.vocabulary)
     lengths = {"prompt": options.prompt, "response": options.response, "completions": options.completions}
     rows = random_rows(options.batch * (options.steps + 1), vocabulary=options.vocabulary, **lengths)
     with scratch() as folder:

@@ -31,6 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import datasets
 import torch
 import trl
+from peft import PeftConfig
 from rich.console import Console
 from rich.table import Table
 from steps import (
@@ -40,6 +41,7 @@ from steps import (
     TOKENIZER,
     Contender,
     Shape,
+    narrow,
     our_trainer,
     random_rows,
     row_of,
@@ -49,6 +51,7 @@ from steps import (
     trained_by,
 )
 from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel
 
 from alignment.data import EncodedRow, collate, encode_rows, read_rows
 from alignment.logps import score
@@ -141,9 +144,7 @@ def computed_tokens(shape: Shape, rows: Sequence[EncodedRow], batch: int) -> flo
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
-    if options.quick:
-        return Shape(vocabulary=options.vocabulary, layers=1, width=24, heads=2, key_value_heads=1, intermediate=32)
-    return Shape(vocabulary=options.vocabulary)
+    return narrow(options.vocabulary) if options.quick else Shape(vocabulary=options.vocabulary)
 
 
 def rows_of(batch: int, options: argparse.Namespace) -> tuple[EncodedRow, ...]:
@@ -168,12 +169,21 @@ def build(
     if kind == "bare":
         return bare_loop(shape, rows, batch, CLOCKS[clock], stored=bool(stored))
     if kind == "trl":
-        return trained_by(trl_trainer(shape, rows, batch, folder, stored=bool(stored)), clock)
+        return trained_by(trl_trainer(shape.build, rows, batch=batch, folder=folder, stored=bool(stored)), clock)
     options = {"store_anchors": bool(stored), **WAYS[kind]}
     return trained_by(our_trainer(shape.build(), rows, batch=batch, method=DPO, folder=folder, **options), clock)
 
 
-def trl_trainer(shape: Shape, rows: Sequence[EncodedRow], batch: int, folder: str, *, stored: bool) -> trl.DPOTrainer:
+def trl_trainer(
+    build: Callable[[], PreTrainedModel],
+    rows: Sequence[EncodedRow],
+    *,
+    batch: int,
+    folder: str,
+    stored: bool = False,
+    peft_config: PeftConfig | None = None,
+    gradient_checkpointing: bool = False,
+) -> trl.DPOTrainer:
     """Theirs, on the same token ids; stored log-probs are planted, for how they came about is not timed."""
     chat = {
         "prompt": [{"role": "user", "content": "a"}],
@@ -181,16 +191,17 @@ def trl_trainer(shape: Shape, rows: Sequence[EncodedRow], batch: int, folder: st
         "rejected": [{"role": "assistant", "content": "c"}],
     }
     trainer = trl.DPOTrainer(
-        model=shape.build(),
-        # It would read its reference by name unless it is given one.
-        ref_model=shape.build(),
+        model=build(),
+        # It would read its reference by name unless it is given one, or finds it below an adapter.
+        ref_model=build() if peft_config is None else None,
+        peft_config=peft_config,
         args=trl.DPOConfig(
             **shared_settings(batch, folder),
             beta=BETA,
             max_length=None,
             use_cpu=not torch.cuda.is_available(),
             bf16=False,
-            gradient_checkpointing=False,
+            gradient_checkpointing=gradient_checkpointing,
         ),
         train_dataset=datasets.Dataset.from_list([chat]),
         processing_class=TOKENIZER,
@@ -211,17 +222,18 @@ def bare_loop(
     shape: Shape, rows: Sequence[EncodedRow], batch: int, now: Callable[[], float], *, stored: bool
 ) -> Contender:
     """DPO with nothing around it, on pairs of exact lengths."""
-    model, ref = shape.build(), shape.build().requires_grad_(False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, ref = shape.build().to(device), shape.build().to(device).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True, weight_decay=0.0)
     prompt, response = len(rows[0].prompt_ids), len(rows[0].completion_ids[0])
     width = prompt + 2 * response
-    segment_W = torch.tensor([0] * prompt + [1] * response + [2] * response)
-    place_W = torch.arange(width)
+    segment_W = torch.tensor([0] * prompt + [1] * response + [2] * response, device=device)
+    place_W = torch.arange(width, device=device)
     seen_WW = (place_W <= place_W[:, None]) & ((segment_W == 0) | (segment_W == segment_W[:, None]))
-    mask_BW = torch.zeros(width, width).masked_fill(~seen_WW, -torch.inf).expand(batch, 1, -1, -1)
+    mask_BW = torch.zeros(width, width, device=device).masked_fill(~seen_WW, -torch.inf).expand(batch, 1, -1, -1)
     position_BW = torch.where(segment_W == 2, place_W - response, place_W).expand(batch, -1)
-    sources = torch.cat([torch.tensor([prompt - 1]), place_W[prompt : prompt + response - 1]])
-    sources = torch.cat([sources, torch.tensor([prompt - 1]), place_W[prompt + response : -1]])
+    last = place_W[prompt - 1 : prompt]
+    sources = torch.cat([last, place_W[prompt : prompt + response - 1], last, place_W[prompt + response : -1]])
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
     def logps(of: torch.nn.Module, ids_BW: torch.Tensor) -> torch.Tensor:
@@ -232,9 +244,10 @@ def bare_loop(
         return (picked_BN1[..., 0] - logits_BNV.logsumexp(-1)).unflatten(1, (2, response)).sum(-1)
 
     def step(chosen: Sequence[EncodedRow]) -> None:
-        ids_BW = torch.tensor([[*row.prompt_ids, *row.completion_ids[0], *row.completion_ids[1]] for row in chosen])
+        ids = [[*row.prompt_ids, *row.completion_ids[0], *row.completion_ids[1]] for row in chosen]
+        ids_BW = torch.tensor(ids, device=device)
         with torch.no_grad():
-            ref_BG = torch.full((len(chosen), 2), -500.0) if stored else logps(ref, ids_BW)
+            ref_BG = torch.full((len(chosen), 2), -500.0, device=device) if stored else logps(ref, ids_BW)
         ratio_BG = logps(model, ids_BW) - ref_BG
         loss = -logsigmoid(BETA * (ratio_BG[:, 0] - ratio_BG[:, 1])).mean()
         loss.backward()

@@ -16,7 +16,6 @@ import argparse
 import functools
 import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
+from steps import wall
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 import alignment.trainer
@@ -37,7 +36,7 @@ from alignment.oracles import PanelOracle, RuleOracle
 from alignment.oracles.rules import find_rule
 from alignment.policies import CausalLMPolicy
 from alignment.textgame import TextGame
-from alignment.tiny import BOS, CHAT_TEMPLATE, END, PAD, tiny_model
+from alignment.tiny import tiny_model, word_level_tokenizer
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle
 
@@ -55,7 +54,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 MODEL = ("generation", "oracle", "anchors", "forward", "backward")
 PARTS = (*MODEL, "optimizer", "rest")
-_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
 class Stopwatch:
@@ -79,18 +77,18 @@ class Stopwatch:
     def part(self, name: str) -> Iterator[None]:
         """Count what happens inside for ``name``."""
         self._turn()
-        self._open.append((name, time.perf_counter()))
+        self._open.append((name, wall()))
         yield
         self._turn()
         self._open.pop()
         if self._open:
-            self._open[-1] = (self._open[-1][0], time.perf_counter())
+            self._open[-1] = (self._open[-1][0], wall())
 
     def _turn(self) -> None:
         """Credit the innermost part up to now."""
         if self._open:
             name, since = self._open[-1]
-            now = time.perf_counter()
+            now = wall()
             self.seconds[name] += now - since
             self._open[-1] = (name, now)
 
@@ -105,26 +103,24 @@ class Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.warm_up:
             self.watch.seconds.clear()
-            self.start = time.perf_counter()
-        self.end = time.perf_counter()
+            self.start = wall()
+        self.end = wall()
 
 
 def word_tokenizer(num_tokens: int) -> PreTrainedTokenizerFast:
-    """As many words as asked for, special tokens among them."""
-    specials = (PAD, BOS, END, *_ROLES)
-    words = [f"w{number:05d}" for number in range(num_tokens - len(specials))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*specials, *words))}, unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=END,
-        additional_special_tokens=list(_ROLES),
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    """As many tokens as asked for, special ones among them."""
+    num_special = len(word_level_tokenizer(()))
+    return word_level_tokenizer(f"w{number:06d}" for number in range(num_tokens - num_special))
+
+
+def word_rows(tokenizer: PreTrainedTokenizerFast, *, prompts: int, length: int) -> tuple[Row, ...]:
+    """Prompts of random words, of so many tokens each."""
+    num_special = len(word_level_tokenizer(()))
+    # The template adds four tokens: begin, user, end of turn, assistant.
+    size = (prompts, length - 4)
+    ids = torch.randint(num_special, len(tokenizer), size, generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [" ".join(tokenizer.convert_ids_to_tokens(row)) for row in ids]
+    return tuple(Row(prompt=(Turn("user", text),), source=f"bench:{i + 1}") for i, text in enumerate(texts))
 
 
 def word_setting(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,13 +134,7 @@ def word_setting(options: argparse.Namespace) -> dict[str, Any]:
         intermediate_size=options.intermediate,
         max_position_embeddings=options.prompt_tokens + options.new_tokens,
     )
-    # The template adds four tokens: begin, user, end of turn, assistant.
-    num_words = options.prompt_tokens - 4
-    words = torch.randint(
-        options.vocabulary - 9, (options.prompts, num_words), generator=torch.Generator().manual_seed(0)
-    )
-    texts = [" ".join(f"w{number:05d}" for number in row) for row in words.tolist()]
-    rows = tuple(Row(prompt=(Turn("user", text),), source=f"bench:{i + 1}") for i, text in enumerate(texts))
+    rows = word_rows(tokenizer, prompts=options.prompts, length=options.prompt_tokens)
     return {"model": model, "processing_class": tokenizer, "train_dataset": rows, "oracle": rule("shorter")}
 
 
@@ -164,8 +154,14 @@ def rule(name: str) -> Oracle:
     return RuleOracle(find_rule(name))
 
 
-def measure(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of an iteration by part, over the iterations after the warm-up."""
+def measure(setting: dict[str, Any], options: argparse.Namespace, **training: Any) -> dict[str, Any]:
+    """Seconds of an iteration by part, over the iterations after the warm-up.
+
+    Args:
+        setting: model, tokenizer, prompts and oracle, and whatever else the trainer takes.
+        options: sizes, and the method.
+        training: more of :class:`AlignmentArguments`.
+    """
     watch = Stopwatch()
     if options.method == "maxmin":
         setting["oracle"] = PanelOracle({"a": setting["oracle"], "b": rule("paper_scissors_stone")})
@@ -183,6 +179,7 @@ def measure(setting: dict[str, Any], options: argparse.Namespace) -> dict[str, A
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,
+                **training,
             ),
             method={"name": options.method, **METHODS[options.method]},
             **setting,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from steps import CLOCKS, Contender, Shape, our_trainer, random_rows, scratch, take_turns, trained_by
+from steps import CLOCKS, Contender, Shape, narrow, our_trainer, random_rows, scratch, take_turns, trained_by
 
 BASE = {"responses": 2, "prompt": 256, "vocabulary": 8192}
 GROWTH = {"responses": (2, 4, 8), "prompt": (64, 256, 512), "vocabulary": (8192, 32000), "opponents": (1, 5, 9)}
@@ -89,9 +89,7 @@ def contender(
     """Our trainer with stored log-probs."""
     shape, prompt, response = Shape(vocabulary=sizes["vocabulary"]), sizes["prompt"], RESPONSE
     if options.quick:
-        vocabulary = min(sizes["vocabulary"], 256)
-        shape = Shape(vocabulary=vocabulary, layers=1, width=24, heads=2, key_value_heads=1, intermediate=32)
-        prompt, response = min(prompt, 16), 4
+        shape, prompt, response = narrow(min(sizes["vocabulary"], 256)), min(prompt, 16), 4
     rows = random_rows(
         BATCH * (options.steps + 1),
         prompt=prompt,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from peft import PeftConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback, TrainerCallback
 
 from alignment.arguments import AlignmentArguments
 from alignment.data import Comparison, EncodedRow, Row, Turn
@@ -56,6 +57,11 @@ class Shape:
         ).float()
 
 
+def narrow(vocabulary: int) -> Shape:
+    """A shape to see whether a bench runs."""
+    return Shape(vocabulary=vocabulary, layers=1, width=24, heads=2, key_value_heads=1, intermediate=32)
+
+
 def random_rows(
     count: int, *, prompt: int, response: int, completions: int, vocabulary: int, seed: int = 0
 ) -> tuple[EncodedRow, ...]:
@@ -83,7 +89,14 @@ def row_of(prompt_ids: Sequence[int], completion_ids: Sequence[Sequence[int]], n
     return EncodedRow(prompt_ids=tuple(prompt_ids), completion_ids=tuple(map(tuple, completion_ids)), row=row)
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+def wall() -> float:
+    """Seconds on the clock, once a GPU has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS = {"wall": wall, "cpu": time.process_time}
 """Seconds that passed, or seconds of CPU that the process took: on a shared machine, with one thread, the latter."""
 
 
@@ -125,12 +138,13 @@ def trained_by(trainer: Any, clock_kind: str) -> Contender:
 
 
 def our_trainer(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     rows: Sequence[EncodedRow],
     *,
     batch: int,
     method: Mapping[str, Any],
     folder: str,
+    peft_config: PeftConfig | None = None,
     **options: Any,
 ) -> PreferenceTrainer:
     """Ours, with the settings that all contenders share."""
@@ -140,6 +154,7 @@ def our_trainer(
         train_dataset=rows,
         processing_class=TOKENIZER,
         method=method,
+        peft_config=peft_config,
     )
 
 

@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def found_by(script: str, *options: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "scripts" / "bench" / script), "--quick", "--json", *options]
+    command = [sys.executable, str(ROOT / "scripts" / "bench" / script), "--json", *options]
     output = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=ROOT, check=True)
     return dict(json.loads(output.stdout.splitlines()[-1]))
 
 
 def test_offline_step() -> None:
-    found = found_by("offline_step.py")
+    found = found_by("offline_step.py", "--quick")
     seconds = found["seconds"]
     assert set(seconds) == {"ours", "ours_stored", "dense", "bare", "bare_stored", "trl", "trl_stored"}
     assert found["speedup_fresh"] == pytest.approx(seconds["trl"] / seconds["ours"])
@@ -31,11 +31,35 @@ def test_offline_step() -> None:
 
 
 def test_listwise_step() -> None:
-    found = found_by("listwise_step.py")
+    found = found_by("listwise_step.py", "--quick")
     assert found["completions"] == 8 and found["speedup"] > 0 and found["speedup_stored"] > 0
     assert 0 < found["max_relative_gradient_error"] <= 1e-5
 
 
 def test_scaling() -> None:
-    found = found_by("scaling.py", "--only", "opponents")
+    found = found_by("scaling.py", "--quick", "--only", "opponents")
     assert set(found["opponents"]["shared"]) == {"1", "3"} and "growth_per_opponent" in found["opponents"]
+
+
+def test_gpu_step() -> None:
+    """On a CPU with a tiny shape: every contender, and the comparison of what they compute."""
+    sizes = ("--prompt=32", "--response=8", "--steps=2")
+    found = found_by("gpu_step.py", "--model=tiny", "--work=dpo,egpo", *sizes)
+    result = found["models"]["tiny"]
+    assert {work: set(result[work]) for work in ("dpo", "egpo")} == {
+        "dpo": {"shared", "dense", "trl"},
+        "egpo": {"shared", "dense"},
+    }
+    # Eight responses of 8 tokens: of pairs with four prompts of 32, and in EGPO's iteration twice as many.
+    for work, tokens in (("dpo", 4 * 32 + 8 * 8), ("egpo", 2 * (4 * 32 + 8 * 8))):
+        for one in result[work].values():
+            assert one["tokens_per_second"] * one["seconds"] == pytest.approx(tokens)
+            assert 0 < one["share_of_peak"] < 1
+        # Of a process; the plan is of its tensors, some of them 160 tokens more where prompts are not shared.
+        plans = {name: one["planned_mb"] for name, one in result[work].items() if name != "trl"}
+        assert 0 < plans["shared"] < plans["dense"] < min(one["peak_mb"] for one in result[work].values())
+    assert all(0 < one["sampling_seconds"] < one["seconds"] for one in result["egpo"].values())
+    compared = result["agreement"]
+    assert compared["agrees"] and compared["float32"]["shared"]["gradient"] < 1e-5
+    # Rounded to eight bits, and not compared with itself.
+    assert all(1e-4 < one["gradient"] < 0.05 for one in compared["bfloat16"].values())
