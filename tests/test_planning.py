@@ -585,7 +585,10 @@ def test_a_folder_with_a_configuration_is_enough(call: Any, tmp_path: Path) -> N
             "--responses: expected none where they are",
         ),
         (("recipes/quickstart/dpo.yaml", "--config-of", "m"), "--config-of: expected none for a model that is made on"),
-        ((QWEN, "--accelerate", "no.yaml"), "no file 'no.yaml'"),
+        (
+            (QWEN, "--accelerate", "no.yaml"),
+            "expected a file of `accelerate config`, found no file 'no.yaml'; recipes/accelerate has ddp.yaml",
+        ),
         ((QWEN, "--memory", "80"), "--memory: expected a number of GB or GiB, such as 80GB, got '80'"),
         ((QWEN, "--tflops", "0"), "--tflops: expected a number above 0, got 0"),
         (

@@ -13,6 +13,7 @@ from alignment.budgets import planned_verdicts
 from alignment.config import Recipe, load_recipe
 from alignment.config.block import Block
 from alignment.config.compose import Override, compose, find_recipe
+from alignment.config.launch import find_launcher
 from alignment.config.parsing import dump_yaml, read_mapping
 from alignment.config.problems import describe_problems
 from alignment.config.schema import schema_keys, without_nulls
@@ -230,7 +231,7 @@ def load_ablation(path: str | Path, overrides: Sequence[Override] = ()) -> Loade
         raise UserError("\n".join(problems.values()))
     place = find_recipe(path)[0].parent
     notes = list(composed.notes)
-    launcher = None if recipe.launcher is None else find_recipe(_beside(recipe.launcher, place))[0]
+    launcher = None if recipe.launcher is None else find_launcher(_beside(recipe.launcher, place))
     num_processes = 1 if launcher is None else int(read_mapping(launcher).get("num_processes", 1))
     cells = tuple(_cells(recipe, place, num_processes, notes))
     # What is checked does not depend on the seed.

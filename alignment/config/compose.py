@@ -77,17 +77,26 @@ def find_recipe(path: str | Path) -> tuple[Path, tuple[str, ...]]:
         return given, ()
     if given.is_dir():
         raise UserError(f"expected a recipe file, got the folder '{given}'; `alignment recipes list` shows the recipes")
-    parts = given.parts[1:] if given.parts[:1] == ("recipes",) else given.parts
-    shipped = recipes_folder().joinpath(*parts)
-    if not given.is_absolute() and shipped.is_file():
+    shipped = shipped_file(given)
+    if shipped is not None:
         return shipped, (f"'{given}' is not in this folder; using the shipped recipe {shipped}",)
     matches = difflib.get_close_matches(
-        "/".join(parts), [name.as_posix() for name in shipped_recipes()], n=1, cutoff=0.8
+        "/".join(_below_recipes(given)), [name.as_posix() for name in shipped_recipes()], n=1, cutoff=0.8
     )
     meant = f"did you mean 'recipes/{matches[0]}'? " if matches else ""
     raise UserError(
         f"no file '{given}', and no shipped recipe of this name; {meant}`alignment recipes list` shows those that are"
     )
+
+
+def shipped_file(given: Path) -> Path | None:
+    """The file of that name, with or without ``recipes/`` before it, in the package's folder of recipes."""
+    shipped = recipes_folder().joinpath(*_below_recipes(given))
+    return shipped if not given.is_absolute() and shipped.is_file() else None
+
+
+def _below_recipes(given: Path) -> tuple[str, ...]:
+    return given.parts[1:] if given.parts[:1] == ("recipes",) else given.parts
 
 
 def _read_extended(path: Path, above: tuple[Path, ...]) -> tuple[Tree, tuple[str, ...]]:

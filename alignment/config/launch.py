@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.config.compose import find_recipe
+from alignment.config.compose import recipes_folder, shipped_file
 from alignment.config.parsing import read_mapping
 from alignment.errors import UserError
 
@@ -51,6 +51,23 @@ class Launch:
         return "1 process" if self.processes == 1 else f"{self.processes} processes, {self.sharding}"
 
 
+def find_launcher(path: str | Path) -> Path:
+    """A launcher's configuration: the file, or a shipped one of that name.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    given = Path(path)
+    found = given if given.is_file() else shipped_file(given)
+    if found is None:
+        shipped = sorted(file.name for file in (recipes_folder() / "accelerate").glob("*.yaml"))
+        raise UserError(
+            f"expected a file of `accelerate config`, found no file '{given}'; recipes/accelerate has "
+            f"{', '.join(shipped)}"
+        )
+    return found
+
+
 def read_launch(path: str | Path | None, processes: int | None) -> Launch:
     """What ``accelerate launch --config_file PATH --num_processes N`` starts.
 
@@ -64,8 +81,7 @@ def read_launch(path: str | Path | None, processes: int | None) -> Launch:
     if path is None:
         number = processes or 1
         return Launch(processes=number, sharding="none" if number == 1 else "ddp")
-    found, _ = find_recipe(path)
-    tree = read_mapping(found)
+    tree = read_mapping(find_launcher(path))
     if "distributed_type" not in tree:
         raise UserError(f"{path}: expected a file of `accelerate config`, found no distributed_type in it")
     kind, number = tree["distributed_type"], processes or tree.get("num_processes", 1)
