@@ -139,7 +139,7 @@ def run_of(
     found = find_rows(recipe)
     _refuse_unread(own, needs, found is not None, config_of=config_of, rows=rows, responses=responses)
     outline = outline_policy(recipe.policy, tokenizer=None if found is None else found.tokenizer, config_of=config_of)
-    run = Run(
+    return Run(
         recipe=own,
         needs=needs,
         outline=outline,
@@ -147,7 +147,6 @@ def run_of(
         args=build_arguments(recipe),
         lengths=measure(own, needs, found, rows=rows, responses=responses),
     )
-    return run
 
 
 def _refuse_unread(
