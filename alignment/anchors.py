@@ -169,12 +169,23 @@ class AnchorSet:
         scores: dict[str, Scores] = {}
         scored: dict[object, Scores] = {}
         for name in (name for name in self.names if name not in without):
-            policy = self._copies.get(name, "behaviour" if name in self._behaviour else "base")
+            policy = self._policy_of(name)
             if policy not in scored:
                 with self.model(name) as module:
                     scored[policy] = score(module, completions)
             scores[name] = scored[policy]
         return scores
+
+    def describe(self, *, are_stored: bool) -> tuple[str, ...]:
+        """Whence the log-probs of frozen policies come, in a line; none where the loss reads none."""
+        frozen = [name for name in self.names if name not in self._behaviour]
+        number = len({self._policy_of(name) for name in frozen})
+        how = "stored with the rows" if are_stored else f"{number} forward{'s' if number > 1 else ''} a batch"
+        return (f"log-probs of frozen policies: {how} ({', '.join(frozen)})",) if frozen else ()
+
+    def _policy_of(self, name: str) -> object:
+        """Equal for names that stand for the same policy."""
+        return self._copies.get(name, "behaviour" if name in self._behaviour else "base")
 
     def advance(self) -> None:
         """Move the slow targets: ``target <- decay * target + (1 - decay) * policy``."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -11,6 +11,8 @@ from alignment.errors import UserError
 from alignment.generation import read_options
 from alignment.logps import Layout, Logits, Scoring
 from alignment.stages import Sampling
+
+Freshness = Literal["auto", "fresh"]
 
 
 @dataclass
@@ -40,6 +42,8 @@ class AlignmentArguments(TrainingArguments):
         scoring_layout: how log-probs are computed: ``prefix`` reads each prompt once for all of its responses,
             ``dense`` once for each, ``auto`` chooses for every batch.
         scoring_logits: ``chunked`` holds a bounded number of logits at a time, ``whole`` all of them, ``auto`` chooses.
+        scoring_behaviour: whence come the log-probs of the policy that sampled, for a method that reads them: ``auto``
+            takes them from its next forward where it is the same policy still, ``fresh`` from one of their own.
         win_rate_completions: answers to a held-out prompt, of the policy and of the reference, for the win rate.
         win_rate_temperature: of these answers; 0 takes the likeliest token at each step.
         win_rate_max_new_tokens: the longest of them; ``None`` for ``max_new_tokens`` where the method samples, else
@@ -65,6 +69,7 @@ class AlignmentArguments(TrainingArguments):
     store_anchors: bool = False
     scoring_layout: Layout = "auto"
     scoring_logits: Logits = "auto"
+    scoring_behaviour: Freshness = "auto"
     win_rate_completions: int = 1
     win_rate_temperature: float = 1.0
     win_rate_max_new_tokens: int | None = None
@@ -111,7 +116,8 @@ def _problems(args: AlignmentArguments) -> list[str]:
             problems.append(
                 f"{name}: expected a finite number above 0 (infinite for enumerated responses), got {value}"
             )
-    for name, kind in (("scoring_layout", Layout), ("scoring_logits", Logits)):
+    kinds = {"scoring_layout": Layout, "scoring_logits": Logits, "scoring_behaviour": Freshness}
+    for name, kind in kinds.items():
         if vars(args)[name] not in get_args(kind):
             problems.append(f"{name}: expected one of {', '.join(get_args(kind))}, got {vars(args)[name]}")
     if args.scoring_layout == "prefix" and args.scoring_logits == "whole":

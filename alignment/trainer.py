@@ -217,7 +217,7 @@ class PreferenceTrainer(Trainer):
         # The last step of an iteration: the first batch begins one.
         self._step = self._steps - 1
         self._rolled: list[Annotated] = []
-        self._own_anchors = self._find_own_anchors()
+        self._own_anchors = self._choose_own_anchors()
         self._means = {"train": Means(), "eval": Means()}
 
     @property
@@ -269,14 +269,22 @@ class PreferenceTrainer(Trainer):
             num_processes=self.args.world_size,
         )
 
-    def _find_own_anchors(self) -> tuple[str, ...]:
-        """Anchors whose log-probs the policy's own forward gives: it sampled, and has not moved since.
-
-        With noise in the forward it would be another number, and past a look-ahead another policy.
-        """
-        if self.needs.stages > 1 or self.needs.per_token or has_dropout(self.model):
-            return ()
-        return tuple(spec.name for spec in self.needs.anchors if isinstance(spec, Behaviour))
+    def _choose_own_anchors(self) -> tuple[str, ...]:
+        """Anchors whose log-probs the policy's own forward gives: it sampled, and has not moved since. Says why."""
+        behaviour = tuple(spec.name for spec in self.needs.anchors if isinstance(spec, Behaviour))
+        reasons = {
+            "scoring.behaviour: fresh": self.args.scoring_behaviour == "fresh",
+            "past a look-ahead it is another policy": self.needs.stages > 1,
+            "the loss reads them by token": self.needs.per_token,
+            "dropout: a forward in training has noise": has_dropout(self.model),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        own = behaviour if reason is None else ()
+        if own:
+            self.notes += ("log-probs of the policy that sampled: from its next forward (it has not moved since)",)
+        elif behaviour:
+            self.notes += (f"log-probs of the policy that sampled: from a forward of their own ({reason})",)
+        return own
 
     def _make_anchors(
         self,
@@ -300,6 +308,7 @@ class PreferenceTrainer(Trainer):
             copies_start=not stores,
             on_exchange=self.engine.refresh,
         )
+        self.notes += anchors.describe(are_stored=stores)
         if not stores:
             return anchors
         for data in (self.train_dataset, self.eval_dataset):

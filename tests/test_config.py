@@ -318,6 +318,7 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
             "evaluation: expected num_completions: 1 at temperature 0",
         ),
         ("scoring.layout=packed", "scoring.layout: expected "),
+        ("scoring.behaviour=fresh", "method 'dpo' reads no log-probs of the policy that sampled: expected scoring."),
         (
             "scoring={layout: prefix, logits: whole}",
             "scoring: expected logits: auto or chunked with layout: prefix, got whole",
@@ -578,6 +579,9 @@ def test_the_arguments_carry_every_key_of_the_recipe(write: Write) -> None:
     assert (args.max_prompt_length, args.max_completion_length, args.seed) == (11, 13, 6)
     assert (args.learning_rate, args.save_strategy, args.gradient_checkpointing) == (5e-7, "no", True)
     assert args.output_dir == "runs/test"
+    assert args.scoring_behaviour == "auto"
+    clipped = ["method={name: spo, kappa_ref: 0.05, clip: 0.2}", "scoring.behaviour=fresh"]
+    assert build_arguments(load_recipe(write(ONLINE), clipped).recipe).scoring_behaviour == "fresh"
     assert build_arguments(load_recipe(write(ONLINE)).recipe, output_dir="else").output_dir == "else"
 
 

@@ -43,6 +43,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             store_anchors=recipe.anchors.store,
             scoring_layout=recipe.scoring.layout,
             scoring_logits=recipe.scoring.logits,
+            scoring_behaviour=recipe.scoring.behaviour,
             win_rate_completions=evaluation.num_completions,
             win_rate_temperature=evaluation.temperature,
             win_rate_max_new_tokens=recipe.longest_answer,

@@ -67,6 +67,7 @@ def unmet_needs(needs: Needs, recipe: Recipe, rivals: Collection[str] = ()) -> l
         *_source_problems(name, needs, recipe),
         *_unread(name, needs, recipe),
         *_store_problems(name, needs, recipe),
+        *_scoring_problems(name, needs, recipe),
         *_engine_problems(needs, recipe),
         *_evaluation_problems(name, recipe),
     ]
@@ -177,6 +178,15 @@ def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     if needs.samples_in_batches or needs.per_token:
         return [f"method '{name}' reads log-probs that are not known before training: anchors.store must be false"]
     return []
+
+
+def _scoring_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
+    if recipe.scoring.behaviour == "auto" or any(isinstance(spec, Behaviour) for spec in needs.anchors):
+        return []
+    return [
+        f"method '{name}' reads no log-probs of the policy that sampled: expected scoring.behaviour = auto, got "
+        f"'{recipe.scoring.behaviour}'"
+    ]
 
 
 def _evaluation_problems(name: str, recipe: Recipe) -> list[str]:

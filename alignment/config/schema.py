@@ -175,10 +175,13 @@ class ScoringSpec(Block):
     Attributes:
         layout: ``prefix`` reads each prompt once for all of its responses, ``dense`` once for each.
         logits: ``chunked`` holds a bounded number of logits at a time, ``whole`` all of them.
+        behaviour: ``auto`` takes the log-probs of the policy that sampled from its next forward, where that is the same
+            policy still, ``fresh`` from a forward of their own.
     """
 
     layout: Literal["auto", "prefix", "dense"] = "auto"
     logits: Literal["auto", "chunked", "whole"] = "auto"
+    behaviour: Literal["auto", "fresh"] = "auto"
 
     @model_validator(mode="after")
     def _own_forward_shares_nothing(self) -> Self:

@@ -88,6 +88,19 @@ def test_several_steps_share_a_rollout(tmp_path: object) -> None:
     assert not torch.equal(seen[0][1], seen[2][1])
 
 
+def test_the_behaviours_log_probs_may_have_a_forward_of_their_own(tmp_path: object) -> None:
+    """The same numbers, to rounding, and so the same training; the log says which of both it was."""
+    ways = {"auto": "from its next forward", "fresh": "from a forward of their own (scoring.behaviour: fresh)"}
+    ends = []
+    for way, said in ways.items():
+        trainer = trainer_of(tmp_path, CLIPPED, steps_per_rollout=2, scoring_behaviour=way)
+        assert any(f"the policy that sampled: {said}" in note for note in trainer.notes)
+        assert trainer.notes[2].startswith("log-probs of frozen policies: 1 forward a batch (ref)")
+        trainer.train()
+        ends.append(weights(trainer))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", [{"name": "egpo", "tau": 0.1}, {"name": "spo"}], ids=["egpo", "spo unclipped"])
 def test_a_second_step_needs_the_behaviours_log_probs(method: dict[str, Any], tmp_path: object) -> None:
     with pytest.raises(UserError, match="steps_per_rollout: expected 1, got 2"):
