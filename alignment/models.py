@@ -86,6 +86,11 @@ def lora_config(spec: LoRASpec, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> peft.L
 
 def _load(auto: Any, name: str, spec: ModelSpec, expected: str, **options: Any) -> PreTrainedModel:
     quantization = None
+    if spec.attn_implementation == "flex_attention" and not torch.cuda.is_available():
+        raise UserError(
+            "policy.attn_implementation: expected a GPU for flex_attention, which has no backward pass on a CPU, found "
+            "none; use sdpa"
+        )
     if spec.load_in_4bit:
         if not torch.cuda.is_available():
             raise UserError(

@@ -266,12 +266,13 @@ def _added_mask(group_RW: Tensor, segment_RW: Tensor, dtype: torch.dtype) -> Ten
 def _block_mask(group_RW: Tensor, segment_RW: Tensor) -> BlockMask:
     """The same for FlexAttention, which skips blocks of which nothing is seen."""
     num_rows, width = group_RW.shape
-    return create_block_mask(
-        _seen_by_index(group_RW, segment_RW),
-        B=num_rows,
-        H=None,
-        Q_LEN=width,
-        KV_LEN=width,
-        device=group_RW.device,
-        _compile=True,
+    mask: BlockMask = _compiled_maker()(
+        _seen_by_index(group_RW, segment_RW), B=num_rows, H=None, Q_LEN=width, KV_LEN=width, device=group_RW.device
     )
+    return mask
+
+
+@functools.cache
+def _compiled_maker() -> Callable[..., BlockMask]:
+    """Compiled it holds no mask of all pairs; torch takes seconds to load its compiler."""
+    return torch.compile(create_block_mask)

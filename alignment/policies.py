@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, Engine, TokenIds
-from alignment.generation.transformers import TransformersEngine
+from alignment.generation.transformers import TransformersEngine, token_by_token
 from alignment.logps import score
 from alignment.types import Completions
 
@@ -47,7 +47,7 @@ class GeometricMixture(LogitsProcessor):
         self.mask_NT = torch.nn.functional.pad(self.mask_NT, (0, grown), value=1)
         positions_NT = (self.mask_NT.cumsum(-1) - 1).clamp(min=0)
         seen = 0 if self.cache is None else input_ids.shape[1] - grown
-        with self.ref() as module:
+        with self.ref() as module, token_by_token(module):
             output = module(
                 input_ids=input_ids[:, seen:],
                 attention_mask=self.mask_NT,

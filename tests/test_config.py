@@ -553,6 +553,26 @@ def test_early_stopping_needs_a_metric_and_four_bits_an_adapter(write: Write) ->
     assert "policy.lora" in error
 
 
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [
+        ({"model": "m", "attn_implementation": "flex_attention"}, "policy.attn_implementation"),
+        ({"model": "m", "lora": {"rank": 2, "alpha": 2}, "load_in_4bit": True}, "policy.load_in_4bit"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_before_a_model_is_read(
+    block: dict[str, object], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from alignment.config import PolicySpec
+    from alignment.models import load_causal_model
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"{key}: expected a .*found none"):
+        load_causal_model("m", PolicySpec.model_validate(block))
+
+
 # Arguments of the trainer
 
 

@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, TokenIds, grouped
 from alignment.generation.options import TransformersOptions
+from alignment.generation.weights import base_of
 from alignment.sharding import gathered_once, is_divided
 
 # What a model's own generation settings may hold and would bend the distribution that log-probs speak of: Qwen2.5 ships
@@ -75,7 +76,13 @@ class TransformersEngine:
             processors: change the logits of whole batches; with them nothing is batched continuously.
         """
         is_continuous = self.options.continuous_batching and processors is None
-        with gathered_once(module), _evaluating(module), _seeded(seed, module.device), torch.no_grad():
+        with (
+            gathered_once(module),
+            token_by_token(module),
+            _evaluating(module),
+            _seeded(seed, module.device),
+            torch.no_grad(),
+        ):
             if is_continuous:
                 repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
                 answers = _generate_continuously(module, repeated, decoding)
@@ -176,6 +183,23 @@ def _settings(decoding: Decoding) -> dict[str, Any]:
         "pad_token_id": decoding.pad_token_id,
         **_PLAIN_SAMPLING,
     }
+
+
+@contextmanager
+def token_by_token(module: Any) -> Iterator[None]:
+    """While the context is open a model with FlexAttention computes the same attention by SDPA.
+
+    FlexAttention is compiled for the lengths that it meets, and a cache has another one at every token.
+    """
+    base = base_of(module)
+    if base.config.get_text_config()._attn_implementation != "flex_attention":
+        yield
+        return
+    base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation("flex_attention")
 
 
 @contextmanager

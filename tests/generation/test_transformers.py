@@ -1,5 +1,6 @@
 """The default engine: the tokens of plain generate(), reproducible, and by the model's own probabilities."""
 
+import copy
 import itertools
 from collections import Counter
 
@@ -68,6 +69,17 @@ def test_the_tokens_are_those_of_generate(model: LlamaForCausalLM, top_k: int | 
         assert said[-1] in stops or len(said) == 6
         assert not any(token in stops for token in said[:-1])
     assert len({len(said) for said in flat}) > 1
+
+
+def test_flex_attention_is_left_out_of_sampling(model: LlamaForCausalLM) -> None:
+    """Another mask for every token would be compiled for; the same model answers by SDPA, and has its own back."""
+    flex, seen = copy.deepcopy(model), []
+    flex.set_attn_implementation("flex_attention")
+    flex.register_forward_hook(lambda *_: seen.append(flex.config._attn_implementation))
+    asked = engine(continuous=False)
+    answers = [asked.answer(each, PROMPTS, decoding(), num_completions=2, seed=3) for each in (model, flex)]
+    assert answers[0] == answers[1]
+    assert set(seen) == {"sdpa"} and flex.config._attn_implementation == "flex_attention"
 
 
 @pytest.mark.parametrize("continuous", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -124,6 +124,23 @@ def test_families_agree(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_agree(model, random_completions(1), PREFIX)
 
 
+# The dense rows' mask is one that transformers makes, by an older way.
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_flex_attention_sees_what_sdpa_sees(family: str) -> None:
+    """Not compiled, and without gradients, which it does not have on a CPU."""
+    model = build(CONFIGS[family])
+    flex = copy.deepcopy(model)
+    flex.set_attn_implementation("flex_attention")
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        assert anatomy_of(flex).dense_because is None
+        for seed in range(3):
+            groups = random_completions(seed)
+            own = score(model, groups, scoring=WHOLE).token_logps_BGT
+            for scoring in (PREFIX, DENSE):
+                torch.testing.assert_close(score(flex, groups, scoring=scoring).token_logps_BGT, own, rtol=0, atol=1e-5)
+
+
 def test_pieces_are_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a completion is taken for a part of its prompt, a model is scored by single rows."""
     model = build(CONFIGS["llama"])

@@ -41,6 +41,14 @@ def test_scaling() -> None:
     assert set(found["opponents"]["shared"]) == {"1", "3"} and "growth_per_opponent" in found["opponents"]
 
 
+@pytest.mark.gpu
+def test_kernels_agree_on_a_gpu() -> None:
+    """FlexAttention among them, in float32 and bfloat16."""
+    found = found_by("gpu_step.py", "--model=tiny", "--work=lipo", "--prompt=128", "--response=32", "--steps=2")
+    result = found["models"]["tiny"]
+    assert set(result["lipo"]) == {"shared, flex", "shared", "dense"} and result["agreement"]["agrees"]
+
+
 def test_gpu_step() -> None:
     """On a CPU with a tiny shape: every contender, and the comparison of what they compute."""
     sizes = ("--prompt=32", "--response=8", "--steps=2")
