@@ -57,6 +57,14 @@ def check_stages(needs: Needs, plugin: DeepSpeedPlugin) -> None:
             )
 
 
+def keep_optimizer(plugin: DeepSpeedPlugin) -> None:
+    """Have DeepSpeed step by the optimizer that it is given, also where its state is offloaded.
+
+    Accelerate would put DeepSpeed's own Adam in its place there, and with it the look-ahead would be gone.
+    """
+    plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+
+
 def check_launch(args: TrainingArguments) -> None:
     """Refuse to go on as something else than the launcher was asked for.
 

@@ -61,6 +61,14 @@ class ExtraGradient(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of the inner optimizer, as the stage asks. Closures are refused: they would hide the stage."""
         assert closure is None, "ExtraGradient takes no closure"
+        # DeepSpeed puts one group at a time in place of all, while the others may have their gradients already.
+        every_group, self.inner.param_groups = self.inner.param_groups, self.param_groups
+        try:
+            return self._step_groups()
+        finally:
+            self.inner.param_groups = every_group
+
+    def _step_groups(self) -> float | None:
         if self.stage == 0:
             for group in self.inner.param_groups:
                 for parameter in group["params"]:

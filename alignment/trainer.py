@@ -59,7 +59,7 @@ from alignment.iterations import (
     count_steps,
     per_iteration,
 )
-from alignment.launch import check_deepspeed, check_launch, check_stages
+from alignment.launch import check_deepspeed, check_launch, check_stages, keep_optimizer
 from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.metrics import Means
@@ -167,6 +167,8 @@ class PreferenceTrainer(Trainer):
         if args.deepspeed_plugin is not None:
             check_deepspeed(on_cpu=args.device.type == "cpu")
             check_stages(self.needs, args.deepspeed_plugin)
+            if self.needs.stages > 1:
+                keep_optimizer(args.deepspeed_plugin)
         self.sampling = args.sampling()
         self._check_engine(args)
         if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
@@ -604,7 +606,7 @@ class PreferenceTrainer(Trainer):
             if inner is None:
                 raise UserError(
                     f"the method has two stages, but the launch replaced the extragradient optimizer by "
-                    f"{type(optimizer).__name__}; with DeepSpeed offload set zero_force_ds_cpu_optimizer: false"
+                    f"{type(optimizer).__name__}; leave the optimizer out of the launcher's configuration"
                 )
             optimizer = inner
         return optimizer

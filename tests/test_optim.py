@@ -99,6 +99,27 @@ def test_a_rewound_gradient_makes_it_a_plain_step() -> None:
         assert torch.equal(torch.as_tensor(optimizer.state[weight][key]), torch.as_tensor(value)), key
 
 
+def test_groups_may_be_stepped_one_at_a_time() -> None:
+    """As DeepSpeed does: each put in place of all, while gradients of the others may be there already."""
+    ends = []
+    for one_at_a_time in (False, True):
+        weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+        optimizer = ExtraGradient(torch.optim.Adam([{"params": [weight]} for weight in weights], lr=0.1))
+        every_group = optimizer.param_groups
+        for _ in range(2):
+            for optimizer.stage in (0, 1):
+                for weight in weights:
+                    weight.grad = 2.0 * weight.detach() + optimizer.stage
+                for groups in [[group] for group in every_group] if one_at_a_time else [every_group]:
+                    optimizer.param_groups = groups
+                    optimizer.step()
+                optimizer.param_groups = every_group
+        assert optimizer.inner.param_groups is every_group
+        assert [int(state["step"]) for state in optimizer.state.values()] == [2, 2]
+        ends.append(torch.cat([weight.detach() for weight in weights]))
+    assert torch.equal(*ends)
+
+
 def test_a_second_rewind_is_idle() -> None:
     """``step`` in stage 1 rewinds by itself; after ``rewind`` it finds nothing more to undo."""
     weight = torch.nn.Parameter(torch.tensor([1.0]))

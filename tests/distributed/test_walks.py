@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.distributed.launches import ROOT, needs_compiler
 METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
 WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated")
 CASES = (*WALKS, "egpo_sampled")
+_OFFLOADED = "offload_optimizer_device: cpu"
 STAGES = {"zero1_cpu": 1, "zero2_cpu": 2, "zero3_cpu": 3}
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -35,16 +37,21 @@ class Walk:
     final: dict[str, torch.Tensor]
 
 
-def walk(folder: Path, config: str | None) -> dict[str, Walk]:
-    """All cases in one launch; without a configuration on one process."""
-    command = [sys.executable, "tests/distributed/walks.py", str(folder), *CASES]
+def walk(folder: Path, config: Path | None, cases: Sequence[str] = CASES) -> dict[str, Walk]:
+    """Cases in one launch; without a configuration on one process."""
+    command = [sys.executable, "tests/distributed/walks.py", str(folder), *cases]
     if config is not None:
-        options = ("--config_file", f"recipes/accelerate/{config}.yaml", "--main_process_port", "0")
+        options = ("--config_file", str(config), "--main_process_port", "0")
         command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command[1:]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-5000:]
-    return {case: read(folder / case) for case in CASES}
+    return {case: read(folder / case) for case in cases}
+
+
+def shipped(config: str) -> Path:
+    """A launcher's configuration."""
+    return ROOT / "recipes" / "accelerate" / f"{config}.yaml"
 
 
 def read(folder: Path) -> Walk:
@@ -63,7 +70,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
 @pytest.fixture(scope="module")
 def replicated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     """On two, each with the whole of the weights."""
-    return walk(tmp_path_factory.mktemp("ddp"), "ddp_cpu")
+    return walk(tmp_path_factory.mktemp("ddp"), shipped("ddp_cpu"))
 
 
 @pytest.fixture(scope="module", params=["ddp_cpu", *(pytest.param(name, marks=needs_compiler) for name in STAGES)])
@@ -74,7 +81,7 @@ def config(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def together(config: str, replicated: dict[str, Walk], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     """On two, by a configuration."""
-    return replicated if config == "ddp_cpu" else walk(tmp_path_factory.mktemp(config), config)
+    return replicated if config == "ddp_cpu" else walk(tmp_path_factory.mktemp(config), shipped(config))
 
 
 def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> None:
@@ -91,7 +98,7 @@ def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> N
 
 def test_the_optimizer_holds_what_is_planned(config: str, together: dict[str, Walk]) -> None:
     """Two moments of what it steps, and under ZeRO that itself, to the padding."""
-    launch = read_launch(ROOT / "recipes" / "accelerate" / f"{config}.yaml", None)
+    launch = read_launch(shipped(config), None)
     run = run_of(load_recipe(ROOT / "recipes" / "dpo" / "tiny.yaml").recipe, launch)
     for rank in (rank for found in together.values() for rank in found.ranks):
         outline = replace(run.outline, parameters=rank["total"], trained=rank["total"])
@@ -123,6 +130,21 @@ def test_what_is_sampled_is_the_same(config: str, together: dict[str, Walk], rep
         assert rank["answers"] == reference["answers"]
         assert rank["stays_whole"] == ([False, True, False] if config == "zero3_cpu" else [True] * 3)
     assert len(found.ranks[0]["answers"]) < len(found.ranks[1]["answers"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", ["zero2_cpu", "zero3_cpu"])
+def test_a_look_ahead_is_taken_back_where_the_optimizer_is_offloaded(
+    config: str, alone: dict[str, Walk], tmp_path: Path
+) -> None:
+    """DeepSpeed then holds the gradients of all groups while it steps one, and would have its own Adam for it."""
+    offloaded = tmp_path / "offloaded.yaml"
+    offloaded.write_text(shipped(config).read_text().replace("offload_optimizer_device: none", _OFFLOADED))
+    cases = ("egpo", "egpo_lora")
+    found = walk(tmp_path / "walk", offloaded, cases)
+    for case in cases:
+        assert [rank["is_offloaded"] for rank in found[case].ranks] == [True, True]
+        assert_same(found[case], alone[case])
 
 
 def assert_same(found: Walk, expected: Walk) -> None:

@@ -112,6 +112,7 @@ def walk(case: str, folder: Path) -> None:
     trainer.save_model(str(folder / "final"))
     facts = {"world_size": trainer.args.world_size, "type": trainer.accelerator.distributed_type.value}
     facts |= {"backend": str(trainer.accelerator.state.backend), **held_by(trainer)}
+    facts["is_offloaded"] = trainer.is_deepspeed_enabled and trainer.model_wrapped.zero_cpu_offload()
     facts["losses"] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if case.endswith("sampled"):
         facts |= {"answers": likeliest_answers(trainer), "stays_whole": stays_whole(trainer)}
