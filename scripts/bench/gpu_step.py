@@ -149,14 +149,30 @@ def batch_of(work: str, options: argparse.Namespace) -> int:
 
 
 def run_part(size: Size, part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The comparison with the CPU, or a contender of a method."""
+    """What the device does at best, the comparison with the CPU, or a contender of a method."""
     datasets.disable_progress_bars()
+    if part == "device":
+        return device_facts()
     if part == "agreement":
         return agreement(size, options)
     work, name = part.split(":")
     seconds = online_seconds(size, name, options) if work == "egpo" else offline_seconds(size, work, name, options)
     peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else resident_mb("VmHWM")
     return {**seconds, "peak_mb": peak}
+
+
+def device_facts() -> dict[str, Any]:
+    """What computes, in which precision, and its operations a second in products of large matrices."""
+    width, times = (8192, 20) if DEVICE.type == "cuda" else (1024, 5)
+    first, second = (torch.randn(width, width, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    for _ in range(3):
+        first @ second
+    started = wall()
+    for _ in range(times):
+        first @ second
+    rate = 2.0 * width**3 * times / (wall() - started)
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    return {"device": name, "dtype": str(DTYPE).removeprefix("torch."), "peak_rate": rate}
 
 
 def offline_seconds(size: Size, work: str, name: str, options: argparse.Namespace) -> dict[str, float]:
@@ -256,7 +272,7 @@ def distance(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> di
 # All of them ---------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, peak_rate: float, options: argparse.Namespace) -> dict[str, Any]:
     """One model: the comparison, and each contender of each method."""
     size = SIZES[name].cut(options.layers)
     model = size.build("sdpa", device=torch.device("meta"))
@@ -270,7 +286,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             result = part_elsewhere(name, f"{work}:{contender}", options)
             if "error" not in result:
                 result["tokens_per_second"] = tokens / result["seconds"]
-                result["share_of_peak"] = operations / result["seconds"] / options.peak
+                result["share_of_peak"] = operations / result["seconds"] / peak_rate
                 if contender in WAYS:
                     result["planned_mb"] = planned_mb(size, work, WAYS[contender], options)
             found[work][contender] = result
@@ -316,18 +332,6 @@ def planned_mb(size: Size, work: str, way: Way, options: argparse.Namespace) -> 
         recipe, responses = Recipe.model_validate(tree), None if is_online else completions
         found = plan(recipe, Launch(), config_of=folder, rows=1, responses=responses)
     return found.peak / 2**20
-
-
-def matrix_rate() -> float:
-    """Operations a second in products of large matrices."""
-    width, times = (8192, 20) if DEVICE.type == "cuda" else (1024, 5)
-    first, second = (torch.randn(width, width, device=DEVICE, dtype=DTYPE) for _ in range(2))
-    for _ in range(3):
-        first @ second
-    started = wall()
-    for _ in range(times):
-        first @ second
-    return 2.0 * width**3 * times / (wall() - started)
 
 
 def part_elsewhere(model: str, part: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -399,14 +403,16 @@ def main() -> int:
     if options.part:
         print(json.dumps(run_part(SIZES[options.model].cut(options.layers), options.part, options)))
         return 0
-    options.peak = matrix_rate()
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    found = {name: measure(name, options) for name in models}
-    facts = {"device": device, "dtype": str(DTYPE).removeprefix("torch."), "peak_rate": options.peak}
+    # This process takes no memory of the device.
+    facts = part_elsewhere(models[0], "device", options)
+    if "error" in facts:
+        sys.exit(f"gpu_step.py: {facts['error']}")
+    found = {name: measure(name, facts["peak_rate"], options) for name in models}
     if options.json:
         print(json.dumps(facts | {"models": found}))
     else:
-        print(f"{device}, {facts['dtype']}: {options.peak / 1e12:.3g} 10^12 operations a second in large products")
+        rate = f"{facts['peak_rate'] / 1e12:.3g} 10^12 operations a second in large products"
+        print(f"{facts['device']}, {facts['dtype']}: {rate}")
         for name, one in found.items():
             show(name, one, works)
     parts = [one for result in found.values() for work in works for one in result[work].values()]
