@@ -1,5 +1,6 @@
 """The geometric mixture of two models: exact at a token, cached, right under LoRA, and the methods that need it."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
@@ -49,9 +51,9 @@ def test_one_token_has_the_exact_distribution(mix: float) -> None:
 class Counted(nn.Module):
     """Counts the tokens that a model reads."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model, self.num_tokens = model, 0
+        self.model, self.config, self.num_tokens = model, model.config, 0
 
     def forward(self, **inputs: Any) -> Any:
         self.num_tokens += inputs["input_ids"].numel()
@@ -89,6 +91,21 @@ def rows(ids_NT: Tensor, mask_NT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def last_logits(model: Any, ids_T: Tensor) -> Tensor:
     return model(input_ids=ids_T[None]).logits[0, -1]
+
+
+def test_a_reference_with_flex_attention_is_asked_by_sdpa() -> None:
+    """A growing cache would be compiled for at every token."""
+    _, ref = two_models()
+    flex = copy.deepcopy(ref)
+    flex.set_attn_implementation("flex_attention")
+    mask_NT, ids_NT = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[20, 21]])
+    scores_NV = torch.zeros(1, ref.config.vocab_size)
+    mixed = [
+        GeometricMixture(lambda module=module: nullcontext(module), 0.5, mask_NT)(ids_NT, scores_NV)
+        for module in (ref, flex)
+    ]
+    assert torch.equal(*mixed)
+    assert flex.config._attn_implementation == "flex_attention"
 
 
 def test_what_is_forbidden_stays_so() -> None:
