@@ -1,5 +1,6 @@
 """The keys of a ``data:`` block: where rows come from, and which of them are held out, left out, mixed and cut."""
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -108,13 +109,13 @@ class RowsSpec(Block):
     cache: bool = True
 
     @property
+    @abstractmethod
     def sources(self) -> tuple[DataSource, ...]:
         """What is trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refusal(self, formats: Collection[str]) -> str | None:
         """What is wrong with files of these formats here, or ``None``."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _weights_are_for_mixing(self) -> Self:

@@ -1,7 +1,7 @@
 """The page of one run, or of several beside one another: what was read, as blocks."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from alignment.report.blocks import (
     Table,
 )
 from alignment.report.comparison import columns, compare
+from alignment.report.labels import TOTALS, in_order, label_of
 from alignment.report.runs import Run, Track, group_rates, member_rates, win_rate, worst_rate
 from alignment.report.scales import number
 from alignment.values import leaves
@@ -37,34 +38,6 @@ _SAMPLES_OF_ONE, _SAMPLES_OF_EACH = 8, 4
 _MOST_POINTS = 500
 _EVEN = Mark(value=0.5, label="even")
 _HOW_TO_EVALUATE = "To have it, give the recipe evaluation: {every: 50, oracle: ...} and held-out prompts."
-
-# Metrics by name, in the order in which a table shows them.
-LABELS: Mapping[str, str] = {
-    "exact_gap": "duality gap, exact",
-    "exact_win_rate": "win rate against the reference, exact",
-    "exact_win_rate_worst": "win rate of the worst group, exact",
-    "exact_kl_to_ref": "KL to the reference, exact, nats",
-    "exact_outside": "probability of texts that are no answers",
-    "win_rate_vs_ref": "win rate against the reference",
-    "win_rate_vs_ref_worst": "win rate by the member that gives the lowest",
-    "kl_to_ref": "KL to the reference, nats",
-    "loss": "loss",
-    "accuracy": "accuracy, relative to the reference",
-    "accuracy_absolute": "accuracy, absolute: chosen likelier",
-    "margin": "margin, nats",
-    "chosen_logps": "log-prob of chosen, nats",
-    "rejected_logps": "log-prob of rejected, nats",
-    "undesirable": "share of pairs in the undesirable set",
-    "undesirable_per_token": "the same, per token",
-    "target_attainment": "regression target attained",
-    "learning_rate": "learning rate",
-    "grad_norm": "norm of the gradient",
-}
-# Rates of one group, or by one member of a panel.
-_RATES = {"exact_win_rate": "win rate of {}, exact", "win_rate_vs_ref": "win rate by {}"}
-_COUNTS = ("iteration", "epoch", "runtime", "win_rate_num_prompts")
-# What a line of the log says of the whole run.
-_TOTALS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,28 +151,10 @@ def _duration(seconds: float) -> str:
 
 
 def _held_out_rows(track: Track) -> Iterator[list[float | str | None]]:
-    for name in _in_order(track.after):
+    for name in in_order(track.after):
         start, end = track.before.get(name), track.after[name]
         change = None if start is None else f"{end - start:+.4g}"
-        yield [_label(name), start, end, change, track.average.get(name)]
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Names worth a row, those with a label first; ends of intervals belong to their rates."""
-    places = {name: place for place, name in enumerate(LABELS)}
-    worth = [name for name in names if name not in _COUNTS and not name.endswith(("_low", "_high", "_per_second"))]
-    # A group's rate stands below that of all.
-    family = {name: next((base for base in _RATES if name.startswith(f"{base}_")), name) for name in worth}
-    return sorted(worth, key=lambda name: places.get(name, places.get(family[name], len(places))))
-
-
-def _label(name: str) -> str:
-    if name in LABELS:
-        return LABELS[name]
-    for prefix, text in _RATES.items():
-        if name.startswith(f"{prefix}_"):
-            return text.format(name.removeprefix(f"{prefix}_"))
-    return name.replace("_", " ")
+        yield [label_of(name), start, end, change, track.average.get(name)]
 
 
 def _faults(runs: Sequence[Run]) -> Iterator[Block]:
@@ -239,8 +194,8 @@ def _curves(shown: Sequence[_Shown]) -> Iterator[Block]:
     yield from (curve for curve in drawn if curve.series)
     if only:
         taken = {"exact_gap", "exact_kl_to_ref", "kl_to_ref", "loss", "accuracy", "chosen_logps", "rejected_logps"}
-        rest = _in_order(dict.fromkeys(name.removeprefix("eval_") for name in only.track.metrics()))
-        names = [name for name in rest if name not in taken and name not in _TOTALS and "win_rate" not in name]
+        rest = in_order(dict.fromkeys(name.removeprefix("eval_") for name in only.track.metrics()))
+        names = [name for name in rest if name not in taken and name not in TOTALS and "win_rate" not in name]
         if names:
             yield Fold(title="Everything else that was logged", blocks=[_both(only.track, name) for name in names])
 
@@ -334,7 +289,7 @@ def _both(track: Track, name: str) -> Curves:
     """A metric on what is trained on, and on what is held out."""
     pairs = (("training", track.logged(name)), ("held out", track.evaluated(name)))
     series = [Series(name=which, points=points) for which, points in pairs if points]
-    title = _label(name)
+    title = label_of(name)
     lone = f", {series[0].name}" if len(series) == 1 and name not in ("learning_rate", "grad_norm") else ""
     return Curves(title=f"{title[0].upper()}{title[1:]}{lone}", x="iteration", series=series, upright=_marks(track))
 
