@@ -25,8 +25,9 @@ from alignment.types import Completions
 # Rows may be wider apart than their tokens by this much: more padding is paid in every layer.
 _MAX_PADDING = 1.05
 
-# What a piece of attention takes beside its pairs: 0.2 ms forth and back, at 20 G a second (measured)
-_MULTIPLICATIONS_PER_CALL = 4e6
+# What a token costs in pieces of attention beside its pairs, in pairs: it is copied in and out of them. Measured with
+# heads of 64 features: 150 with one thread, 290 with two.
+_PAIRS_PER_TOKEN_IN_PIECES = 250
 
 MASKED_ATTENTIONS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of blocks."""
@@ -122,7 +123,7 @@ def plan_rows(completions: Completions, pairs_per_token: float, *, in_pieces: bo
     # No row is shorter than the longest group. Of plans that cost the same the first one has the shortest rows.
     plans = [_divide(sizes_B, num_rows) for num_rows in range(int(most_tokens / max(sizes_B)), 0, -1)]
     if in_pieces:
-        num_pairs = _pairs_in_pieces(completions, pairs_per_token)
+        num_pairs = _pairs_in_pieces(completions)
         plans += [replace(plan, in_pieces=True, num_pairs=num_pairs) for plan in plans]
     return min(
         (plan for plan in plans if plan.num_rows * plan.width <= most_tokens),
@@ -130,14 +131,13 @@ def plan_rows(completions: Completions, pairs_per_token: float, *, in_pieces: bo
     )
 
 
-def _pairs_in_pieces(completions: Completions, pairs_per_token: float) -> float:
-    """Of the causal halves of prompts and completions, and of completions with prompts; calls count as pairs."""
+def _pairs_in_pieces(completions: Completions) -> float:
+    """Of the causal halves of prompts and completions, and of completions with prompts; copies count as pairs."""
     completion_BG, prompt_B = _lengths(completions)
-    num_calls = len(prompt_B) + int((completion_BG > 0).sum())
+    num_tokens_B = prompt_B + completion_BG.sum(1)
     halves = float(prompt_B.square().sum() + completion_BG.square().sum()) / 2
-    # A pair is 2 H multiplications, a third of a token's count of pairs.
-    pairs_per_call = 3.0 * _MULTIPLICATIONS_PER_CALL / pairs_per_token
-    return halves + float((prompt_B * completion_BG.sum(1)).sum()) + num_calls * pairs_per_call
+    of_both = float((prompt_B * completion_BG.sum(1)).sum())
+    return halves + of_both + _PAIRS_PER_TOKEN_IN_PIECES * float(num_tokens_B.sum())
 
 
 def _lengths(completions: Completions) -> tuple[Tensor, Tensor]:

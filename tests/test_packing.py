@@ -127,5 +127,6 @@ def test_cost_knows_when_sharing_does_not_pay() -> None:
     for in_pieces in (False, True):
         assert saves(256, 64, 6 * 384, in_pieces)
         assert saves(8, 32, 6 * 384, in_pieces)
+        assert not saves(8, 256, 6 * 384, in_pieces)
     # In pieces completions do not look at one another.
-    assert not saves(8, 256, 6 * 384, in_pieces=False) and saves(8, 256, 6 * 384, in_pieces=True)
+    assert not saves(64, 256, 6 * 384, in_pieces=False) and saves(64, 256, 6 * 384, in_pieces=True)

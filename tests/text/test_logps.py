@@ -76,7 +76,7 @@ def llama() -> PreTrainedModel:
 def in_pieces() -> Iterator[None]:
     """Attention is computed in pieces wherever it can be, also where rows are as short as here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_MULTIPLICATIONS_PER_CALL", 0.0)
+        patch.setattr(packing, "_PAIRS_PER_TOKEN_IN_PIECES", 0)
         yield
 
 
@@ -120,7 +120,7 @@ def test_families_agree(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (anatomy.whole_because, anatomy.dense_because) == (None, None)
     assert_agree(model, random_completions(1), PREFIX)
     assert_agree(model, random_completions(2), DENSE)
-    monkeypatch.setattr(packing, "_MULTIPLICATIONS_PER_CALL", 1e9)
+    monkeypatch.setattr(packing, "_PAIRS_PER_TOKEN_IN_PIECES", 1e9)
     assert_agree(model, random_completions(1), PREFIX)
 
 
