@@ -11,8 +11,9 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` columns, ``V`
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,8 @@ from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -218,12 +221,23 @@ def _by_head(
     Inside the model's own forward, so that whatever wraps it, distribution, adapters, precision, does its work.
     """
     found: list[tuple[Tensor, Tensor | None]] = []
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    logits_of: Callable[[Tensor], Tensor] = head
 
     def read(_: nn.Module, __: Any, output: Any) -> None:
         hidden_NH = output[0].flatten(0, 1)[rows.sources_N]
-        found.append(_in_chunks(causal, hidden_NH, rows.targets_N, confidence=confidence))
+        found.append(_in_chunks(causal, logits_of, hidden_NH, rows.targets_N, confidence=confidence))
 
-    handle = causal.get_decoder().register_forward_hook(read)
+    handles = [causal.get_decoder().register_forward_hook(read)]
+    if _may_add_rows(causal):
+        of_head_VH, of_rows_VH = _TiedWeight.apply(embedding.weight)
+        logits_of = partial(functional_call, head, {"weight": of_head_VH})
+
+        def look_up(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> Tensor:
+            return functional.embedding(*inputs, of_rows_VH, embedding.padding_idx, sparse=True)
+
+        # Before the hooks of others, which may add noise.
+        handles.append(embedding.register_forward_hook(look_up, prepend=True))
     try:
         model(
             input_ids=rows.input_ids_RW,
@@ -234,7 +248,8 @@ def _by_head(
             use_cache=False,
         )
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if not found:
         raise _BackboneNotCalledError
     return found[0]
@@ -245,15 +260,20 @@ class _BackboneNotCalledError(Exception):
 
 
 def _in_chunks(
-    causal: PreTrainedModel, hidden_NH: Tensor, ids_N: Tensor, *, confidence: bool
+    causal: PreTrainedModel,
+    logits_of: Callable[[Tensor], Tensor],
+    hidden_NH: Tensor,
+    ids_N: Tensor,
+    *,
+    confidence: bool,
 ) -> tuple[Tensor, Tensor | None]:
     settings = _settings(causal)
     # Cohere multiplies, Granite divides, Gemma-2 bounds.
     scale = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-    head, cap = causal.get_output_embeddings(), settings.get("final_logit_softcapping")
+    cap = settings.get("final_logit_softcapping")
 
     def logps(hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits_NV = head(hidden_NH)
+        logits_NV = logits_of(hidden_NH)
         if scale != 1.0:
             logits_NV = logits_NV * scale
         if cap is not None:
@@ -268,6 +288,46 @@ def _in_chunks(
         for chunk in zip(hidden_NH.tensor_split(count), ids_N.tensor_split(count), strict=True)
     ]
     return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]) if confidence else None
+
+
+def _may_add_rows(causal: PreTrainedModel) -> bool:
+    """Whether the gradient of a weight that is embedding and head may be had from :class:`_TiedWeight`.
+
+    On a CPU, where the passes over a whole vocabulary that it spares are slow.
+    """
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    return (
+        torch.is_grad_enabled()
+        and type(embedding) is nn.Embedding
+        and type(head) is nn.Linear
+        and embedding.weight is head.weight
+        and head.bias is None
+        and head.weight.requires_grad
+        and head.weight.device.type == "cpu"
+        and not is_divided(causal)
+    )
+
+
+class _TiedWeight(torch.autograd.Function):
+    """A weight -> as that of the head, and as that of the embedding, whose gradient may come in rows.
+
+    Each row is added where the head's gradient is. Autograd would make a second gradient of the whole vocabulary for a
+    few rows, and a third for the sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_VH: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return weight_VH.view_as(weight_VH), weight_VH.view_as(weight_VH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_head_VH: Tensor | None, of_rows_VH: Tensor | None) -> Tensor | None:
+        if of_head_VH is None or of_rows_VH is None:
+            return of_head_VH if of_rows_VH is None else of_rows_VH.to_dense()
+        of_rows_VH = of_rows_VH.coalesce()
+        # A product that was made for this, so that nobody else reads it.
+        return of_head_VH.index_add_(0, of_rows_VH.indices()[0], of_rows_VH.values())
 
 
 def _num_chunks(causal: PreTrainedModel, num_logits: int) -> int:

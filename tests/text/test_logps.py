@@ -124,6 +124,27 @@ def test_families_agree(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_agree(model, random_completions(1), PREFIX)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_hooks_around_a_tied_weight_are_honoured(family: str) -> None:
+    """Its gradient comes by a way of its own; others, who add noise to embeddings say, still see both modules."""
+    model = build(CONFIGS[family])
+    assert logps._may_add_rows(model)
+    anatomy_of(model)
+    model.get_input_embeddings().register_forward_hook(lambda _, __, output: 1.5 * output)
+    model.get_output_embeddings().register_forward_hook(lambda _, __, output: 0.1 * output)
+    assert_agree(model, random_completions(1), PREFIX)
+
+
+def test_only_a_tied_weight_that_is_trained_gets_rows() -> None:
+    """Nor one whose embedding does more than to look up."""
+    assert not any(logps._may_add_rows(build(CONFIGS[family])) for family in ("qwen2", "gemma2"))
+    model = build(CONFIGS["llama"])
+    with torch.no_grad():
+        assert not logps._may_add_rows(model)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    assert not logps._may_add_rows(model)
+
+
 # The dense rows' mask is one that transformers makes, by an older way.
 @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
