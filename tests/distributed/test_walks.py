@@ -20,7 +20,7 @@ from alignment.planning.memory import memory_lines
 from tests.distributed.launches import ROOT, needs_compiler
 
 METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
-WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated")
+WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated", "lipo_tied")
 CASES = (*WALKS, "egpo_sampled")
 _OFFLOADED = "offload_optimizer_device: cpu"
 STAGES = {"zero1_cpu": 1, "zero2_cpu": 2, "zero3_cpu": 3}
@@ -58,6 +58,10 @@ def read(folder: Path) -> Walk:
     """A case's folder."""
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     start, final = (load_file(next((folder / when).glob("*model.safetensors"))) for when in ("start", "final"))
+    if folder.name.endswith("tied"):
+        # DeepSpeed writes copies, and so twice what is embedding and head.
+        embedding = final["model.embed_tokens.weight"]
+        assert torch.equal(final.pop("lm_head.weight", embedding), embedding)
     return Walk(ranks, start, final)
 
 

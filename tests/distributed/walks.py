@@ -59,7 +59,7 @@ def lists(count: int, sizes: int) -> tuple[Row, ...]:
 
 
 def trainer_of(case: str, folder: Path) -> PreferenceTrainer:
-    """A case is a method, and after it whether an adapter is trained, or answers are sampled."""
+    """A case is a method, and after it what else: an adapter, embedding and head of one weight, sampled answers."""
     name, _, kind = case.partition("_")
     args: dict[str, Any] = {**SETTINGS, "output_dir": str(folder)}
     args["per_device_train_batch_size"] = 8 // PartialState().num_processes
@@ -72,8 +72,12 @@ def trainer_of(case: str, folder: Path) -> PreferenceTrainer:
     if options.get("num_completions") is None or kind == "sampled":
         rows = lists(24, 5 if name == "lipo" else 2)
         tokenizer = tiny_tokenizer([*ANSWERS, *(row.prompt[0].content for row in rows)], vocab_size=300)
+        model = tiny_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2)
+        if kind == "tied":
+            model.config.tie_word_embeddings = True
+            model = type(model)(model.config)
         return PreferenceTrainer(
-            model=tiny_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2),
+            model=model,
             args=AlignmentArguments(**args, **options, **({"max_new_tokens": 6} if kind == "sampled" else {})),
             train_dataset=rows,
             processing_class=tokenizer,
