@@ -7,7 +7,7 @@ MLP, ``L`` layers, ``V`` vocabulary; ``R`` rows of ``W`` tokens; ``b`` bytes of 
 
 from dataclasses import dataclass
 
-from alignment.logps import MAX_LOGITS
+from alignment.head import MAX_LOGITS
 
 # Norms compute in float32, and attention keeps a number of it for each head.
 _FLOAT = 4

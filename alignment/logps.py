@@ -11,7 +11,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` columns, ``V`
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -21,14 +21,13 @@ import torch
 from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from alignment.attention import has_kernel
 from alignment.errors import UserError
+from alignment.head import MAX_LOGITS, TiedWeight, logps_in_chunks, logps_of_logits, may_add_rows, settings_of
 from alignment.packing import (
     MASKED_ATTENTIONS,
     Rows,
@@ -38,12 +37,7 @@ from alignment.packing import (
     scored_mask,
     shared_rows,
 )
-from alignment.sharding import is_divided
 from alignment.types import Completions
-
-# Logits that are held at a time, 128 MB in float32: 1,048 positions of 32,000 tokens. Each chunk more adds once to the
-# gradient of the head's weights, and has its logits computed again in the backward pass.
-MAX_LOGITS = 2**25
 
 # A layer does 12 H^2 multiplications with a token, and 2 H for each pair of positions.
 _PAIRS_PER_TOKEN_AND_WIDTH = 6
@@ -139,11 +133,6 @@ def _completion_columns(mask_BGT: Tensor) -> int:
     return int(mask_BGT.shape[-1] - used_T.int().argmax()) if used_T.any() else 1
 
 
-def _settings(causal: PreTrainedModel) -> Mapping[str, Any]:
-    """What its configuration says; families differ in what that is."""
-    return vars(causal.config.get_text_config())
-
-
 # Which rows --------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +198,7 @@ def _by_its_own_forward(
         logits_to_keep=columns + 1,
         use_cache=False,
     ).logits[:, :-1]
-    logps_NT, excess_NT = _of_logits(logits_NTV, ids_NT[:, -columns:], confidence=confidence)
+    logps_NT, excess_NT = logps_of_logits(logits_NTV, ids_NT[:, -columns:], confidence=confidence)
     return logps_NT[scored_NT], None if excess_NT is None else excess_NT[scored_NT]
 
 
@@ -226,11 +215,11 @@ def _by_head(
 
     def read(_: nn.Module, __: Any, output: Any) -> None:
         hidden_NH = output[0].flatten(0, 1)[rows.sources_N]
-        found.append(_in_chunks(causal, logits_of, hidden_NH, rows.targets_N, confidence=confidence))
+        found.append(logps_in_chunks(causal, logits_of, hidden_NH, rows.targets_N, confidence=confidence))
 
     handles = [causal.get_decoder().register_forward_hook(read)]
-    if _may_add_rows(causal):
-        of_head_VH, of_rows_VH = _TiedWeight.apply(embedding.weight)
+    if may_add_rows(causal):
+        of_head_VH, of_rows_VH = TiedWeight.apply(embedding.weight)
         logits_of = partial(functional_call, head, {"weight": of_head_VH})
 
         def look_up(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> Tensor:
@@ -257,115 +246,6 @@ def _by_head(
 
 class _BackboneNotCalledError(Exception):
     """A model whose forward goes another way than through what it calls its decoder."""
-
-
-def _in_chunks(
-    causal: PreTrainedModel,
-    logits_of: Callable[[Tensor], Tensor],
-    hidden_NH: Tensor,
-    ids_N: Tensor,
-    *,
-    confidence: bool,
-) -> tuple[Tensor, Tensor | None]:
-    settings = _settings(causal)
-    # Cohere multiplies, Granite divides, Gemma-2 bounds.
-    scale = float(settings.get("logit_scale") or 1.0) / float(settings.get("logits_scaling") or 1.0)
-    cap = settings.get("final_logit_softcapping")
-
-    def logps(hidden_NH: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits_NV = logits_of(hidden_NH)
-        if scale != 1.0:
-            logits_NV = logits_NV * scale
-        if cap is not None:
-            logits_NV = cap * torch.tanh(logits_NV / cap)
-        return _of_logits(logits_NV, ids_N, confidence=confidence)
-
-    count = _num_chunks(causal, len(ids_N) * int(causal.config.get_text_config().vocab_size))
-    if count == 1:
-        return logps(hidden_NH, ids_N)
-    parts = [
-        checkpoint(logps, *chunk, use_reentrant=False)
-        for chunk in zip(hidden_NH.tensor_split(count), ids_N.tensor_split(count), strict=True)
-    ]
-    return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]) if confidence else None
-
-
-def _may_add_rows(causal: PreTrainedModel) -> bool:
-    """Whether the gradient of a weight that is embedding and head may be had from :class:`_TiedWeight`.
-
-    On a CPU, where the passes over a whole vocabulary that it spares are slow.
-    """
-    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    return (
-        torch.is_grad_enabled()
-        and type(embedding) is nn.Embedding
-        and type(head) is nn.Linear
-        and embedding.weight is head.weight
-        and head.bias is None
-        and head.weight.requires_grad
-        and head.weight.device.type == "cpu"
-        and not is_divided(causal)
-    )
-
-
-class _TiedWeight(torch.autograd.Function):
-    """A weight -> as that of the head, and as that of the embedding, whose gradient may come in rows.
-
-    Each row is added where the head's gradient is. Autograd would make a second gradient of the whole vocabulary for a
-    few rows, and a third for the sum.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight_VH: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        return weight_VH.view_as(weight_VH), weight_VH.view_as(weight_VH)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_head_VH: Tensor | None, of_rows_VH: Tensor | None) -> Tensor | None:
-        if of_head_VH is None or of_rows_VH is None:
-            return of_head_VH if of_rows_VH is None else of_rows_VH.to_dense()
-        of_rows_VH = of_rows_VH.coalesce()
-        # A product that was made for this, so that nobody else reads it.
-        return of_head_VH.index_add_(0, of_rows_VH.indices()[0], of_rows_VH.values())
-
-
-def _num_chunks(causal: PreTrainedModel, num_logits: int) -> int:
-    count = max(1, math.ceil(num_logits / MAX_LOGITS))
-    if is_divided(causal):
-        # Processes gather the weights of the head for each chunk, together.
-        counts = torch.tensor(count, device=causal.device)
-        torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX)
-        count = int(counts)
-    return count
-
-
-def _of_logits(logits_NV: Tensor, ids_N: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of tokens under logits with any leading dimensions."""
-    logps_N: Tensor = _TokenLogps.apply(logits_NV, ids_N)
-    if not confidence:
-        return logps_N, None
-    with torch.no_grad():
-        log_probs_NV = logits_NV.float().log_softmax(-1)
-        return logps_N, logps_N - (2.0 * log_probs_NV).logsumexp(-1)
-
-
-class _TokenLogps(torch.autograd.Function):
-    """``logits[id] - log sum exp(logits)`` in float32. Keeps the logits alone, and makes one tensor of their size."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
-        log_z_N = logits_NV.float().logsumexp(-1)
-        ctx.save_for_backward(logits_NV, ids_N, log_z_N)
-        return logits_NV.gather(-1, ids_N[..., None]).squeeze(-1).float() - log_z_N
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, ids_N, log_z_N = ctx.saved_tensors
-        grad_N1 = grad_N[..., None]
-        probs_NV = (logits_NV.float() - log_z_N[..., None]).exp_()
-        return probs_NV.mul_(-grad_N1).scatter_add_(-1, ids_N[..., None], grad_N1).to(logits_NV.dtype), None
 
 
 # What is known of a model --------------------------------------------------------------------------------------------
@@ -412,7 +292,7 @@ def _examine(causal: PreTrainedModel) -> Anatomy:
         attention=_attention(causal),
         whole_because=whole_because,
         dense_because=dense_because,
-        window=_settings(causal).get("sliding_window") or math.inf,
+        window=settings_of(causal).get("sliding_window") or math.inf,
         pairs_per_token=pairs_per_token,
     )
 
@@ -428,7 +308,7 @@ def _why_whole(causal: PreTrainedModel) -> str | None:
 
 
 def _why_dense(causal: PreTrainedModel, pairs_per_token: float) -> str | None:
-    attention, kinds = _attention(causal), set(_settings(causal).get("layer_types") or ()) - _KINDS
+    attention, kinds = _attention(causal), set(settings_of(causal).get("layer_types") or ()) - _KINDS
     if attention not in MASKED_ATTENTIONS:
         return f"the attention '{attention}' takes no mask of blocks (policy.attn_implementation: sdpa does)"
     if kinds:
@@ -479,7 +359,7 @@ def _probe(causal: PreTrainedModel) -> Completions:
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether a model draws noise while it trains."""
-    settings = _settings(causal_lm(model))
+    settings = settings_of(causal_lm(model))
     return any(settings.get(key) for key in ("attention_dropout", "attn_pdrop")) or any(
         isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()
     )

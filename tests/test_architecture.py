@@ -24,6 +24,7 @@ LAYERS = [
         "policies",
         "attention",
         "packing",
+        "head",
         "logps",
         "costs",
         "generation",

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 
-from alignment import logps
+from alignment import head, logps
 from alignment.anchors import AnchorSet
 from alignment.data import collate, encode_rows
 from alignment.generation.engine import Decoding
@@ -90,7 +90,7 @@ def main(file: str) -> None:
     rank = dist.get_rank()
     torch.set_num_threads(1)
     # Several chunks of logits, one more of them on the process with longer answers.
-    logps.MAX_LOGITS = 2000
+    head.MAX_LOGITS = 2000
     rows = lists(8, 2)
     tokenizer = tiny_tokenizer([*ANSWERS, *(row.prompt[0].content for row in rows)], vocab_size=300)
     encoded = encode_rows(rows, tokenizer, max_prompt_length=64, max_completion_length=64).rows

@@ -25,7 +25,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from alignment import logps, packing
+from alignment import head, logps, packing
 from alignment.attention import Group
 from alignment.errors import UserError
 from alignment.logps import Scores, Scoring, anatomy_of, score
@@ -128,7 +128,7 @@ def test_families_agree(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hooks_around_a_tied_weight_are_honoured(family: str) -> None:
     """Its gradient comes by a way of its own; others, who add noise to embeddings say, still see both modules."""
     model = build(CONFIGS[family])
-    assert logps._may_add_rows(model)
+    assert head.may_add_rows(model)
     anatomy_of(model)
     model.get_input_embeddings().register_forward_hook(lambda _, __, output: 1.5 * output)
     model.get_output_embeddings().register_forward_hook(lambda _, __, output: 0.1 * output)
@@ -137,12 +137,12 @@ def test_hooks_around_a_tied_weight_are_honoured(family: str) -> None:
 
 def test_only_a_tied_weight_that_is_trained_gets_rows() -> None:
     """Nor one whose embedding does more than to look up."""
-    assert not any(logps._may_add_rows(build(CONFIGS[family])) for family in ("qwen2", "gemma2"))
+    assert not any(head.may_add_rows(build(CONFIGS[family])) for family in ("qwen2", "gemma2"))
     model = build(CONFIGS["llama"])
     with torch.no_grad():
-        assert not logps._may_add_rows(model)
+        assert not head.may_add_rows(model)
     model.get_input_embeddings().weight.requires_grad_(False)
-    assert not logps._may_add_rows(model)
+    assert not head.may_add_rows(model)
 
 
 # The dense rows' mask is one that transformers makes, by an older way.
@@ -194,7 +194,7 @@ def test_chunks_and_checkpointed_layers_agree(llama: PreTrainedModel, monkeypatc
     """Seven positions at a time, each computed again in the backward pass; layers too."""
     groups = random_completions(5)
     assert_agree(llama, groups, PREFIX)
-    monkeypatch.setattr(logps, "MAX_LOGITS", 7 * 61)
+    monkeypatch.setattr(head, "MAX_LOGITS", 7 * 61)
     model = copy.deepcopy(llama).train()
     assert_agree(model, groups, DENSE)
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -203,7 +203,7 @@ def test_chunks_and_checkpointed_layers_agree(llama: PreTrainedModel, monkeypatc
 
 def test_adapters_agree_also_on_the_head(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, with the adapter on and off; where it draws noise, the automatic choice is a row each."""
-    monkeypatch.setattr(logps, "MAX_LOGITS", 5 * 61)
+    monkeypatch.setattr(head, "MAX_LOGITS", 5 * 61)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], lora_dropout=0.5, task_type="CAUSAL_LM")
     model = peft.get_peft_model(copy.deepcopy(llama), config).eval()
     with torch.no_grad():
