@@ -1,11 +1,16 @@
 """Checkpoints: what is added to those of transformers, which one is whole, and what can continue it."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from alignment.errors import UserError
 
@@ -58,8 +63,13 @@ class Division:
     num_prompts: int
     sharding: str | None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether DeepSpeed wrote the optimizer's state, a part by each process."""
+        return self.sharding is not None and self.sharding.startswith("ZeRO")
+
     def check_continued_by(self, launch: "Division") -> None:
-        """Refuse other batches, and a state that was divided otherwise; ZeRO's is of as many processes.
+        """Refuse other batches, and another way to divide the optimizer's state.
 
         Raises:
             UserError: for a launch that cannot continue a checkpoint of this one.
@@ -70,10 +80,76 @@ class Division:
                 f"{self.num_processes} process(es), found {launch.num_prompts} on {launch.num_processes}; change "
                 "per_device_train_batch_size or gradient_accumulation_steps"
             )
-        is_bound = self.sharding is not None and self.sharding.startswith("ZeRO")
-        if self.sharding != launch.sharding or (is_bound and self.num_processes != launch.num_processes):
+        if self.sharding != launch.sharding:
             raise UserError(
                 "resume_from_checkpoint: expected the launch that divided the optimizer's state, "
                 f"{self.sharding or 'whole'} on {self.num_processes} process(es), found {launch.sharding or 'whole'} "
                 f"on {launch.num_processes}"
             )
+
+
+# What ZeRO left in parts, for another number of processes -------------------------------------------------------------
+
+_JOINED = "_universal"
+
+
+def join_parts(checkpoint: Path, num_parts: int) -> None:
+    """Write weights and moments that ZeRO left in parts once more, by parameter: DeepSpeed's universal format.
+
+    All processes call it, and one writes, as much again as the parts are; :func:`settle_joined` removes it.
+
+    Raises:
+        UserError: if parts are missing, or the optimizer is not of Adam's kind: DeepSpeed joins no other state.
+    """
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            _remove_joined(checkpoint)
+            (step,) = checkpoint.glob("global_step*")
+            _write_joined(step, num_parts)
+
+
+def _write_joined(step: Path, num_parts: int) -> None:
+    num_found = len(list(step.glob("*_optim_states.pt")))
+    if num_found != num_parts:
+        raise UserError(
+            f"resume_from_checkpoint: expected the parts of {num_parts} processes in {step}, found {num_found}"
+        )
+    tool = (sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state")
+    folders = ("--input_folder", str(step), "--output_folder", f"{step}{_JOINED}")
+    done = subprocess.run([*tool, *folders], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise UserError(
+            f"resume_from_checkpoint: expected a state of Adam's kind in {step}, which DeepSpeed can join for another "
+            f"number of processes; it said: {done.stderr.strip().splitlines()[-1]}"
+        )
+
+
+def settle_joined(engine: Any, checkpoint: Path) -> None:
+    """Mend what DeepSpeed makes of the optimizer when it loads what :func:`join_parts` wrote, and remove that.
+
+    At stage 3 it leaves all groups of weights one count of steps, which each of them would advance, and the settings
+    of the first group, its weight decay among them. A later load is of parts again.
+
+    Args:
+        engine: of DeepSpeed, that has loaded the checkpoint.
+        checkpoint: its folder.
+    """
+    engine._config.load_universal_checkpoint = False
+    if engine.zero_optimization_stage() == 3:
+        (file,) = checkpoint.glob(f"global_step*{_JOINED}/zero/optimizer_state.pt")
+        saved = torch.load(file, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
+        optimizer = engine.optimizer.optimizer
+        for state in optimizer.state.values():
+            state["step"] = deepcopy(state["step"])
+        for group, settings in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+            group.update({key: value for key, value in settings.items() if key != "params"})
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        _remove_joined(checkpoint)
+
+
+def _remove_joined(checkpoint: Path) -> None:
+    for folder in checkpoint.glob(f"global_step*{_JOINED}"):
+        shutil.rmtree(folder)
+    (checkpoint / "latest_universal").unlink(missing_ok=True)

@@ -35,7 +35,15 @@ from alignment.batches import (
     check_feedback,
     rows_to_encode,
 )
-from alignment.checkpoints import STATE_FILE, Division, last_checkpoint, load_state, save_state
+from alignment.checkpoints import (
+    STATE_FILE,
+    Division,
+    join_parts,
+    last_checkpoint,
+    load_state,
+    save_state,
+    settle_joined,
+)
 from alignment.data import (
     Batch,
     EncodedRow,
@@ -247,10 +255,12 @@ class PreferenceTrainer(Trainer):
     def count_oracle_calls(self) -> int:
         """Verdicts that were trained on: questions to the oracle, or what the data set holds. All processes call it."""
         if self.is_online:
-            asked = torch.tensor(self.num_questions, device=self.args.device)
-            return int(self.accelerator.reduce(asked, reduction="sum"))
+            return self._count_questions()
         assert isinstance(self.train_dataset, EncodedRows)
         return sum(item.row.num_verdicts for item in self.train_dataset.rows)
+
+    def _count_questions(self) -> int:
+        return int(self._total(torch.tensor(self.num_questions)))
 
     def _check_engine(self, args: AlignmentArguments) -> None:
         if self.is_online:
@@ -704,11 +714,12 @@ class PreferenceTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         # Every process has written its part.
         self.accelerator.wait_for_everyone()
+        num_questions = self._count_questions()
         if self.args.should_save:
             state = {
                 "anchors": self.anchors.state_dict(),
                 "groups": None if self.groups is None else self.groups.state,
-                "num_questions": self.num_questions,
+                "num_questions": num_questions,
                 **dataclasses.asdict(self._division),
                 "average": None if self.average is None else self.average.values,
             }
@@ -732,13 +743,23 @@ class PreferenceTrainer(Trainer):
         state = load_state(resume_from_checkpoint, self.args.device)
         saved = Division(**{field.name: state[field.name] for field in dataclasses.fields(Division)})
         saved.check_continued_by(self._division)
+        if saved.is_zero and saved.num_processes != self.args.world_size:
+            join_parts(Path(resume_from_checkpoint), saved.num_processes)
+            self.args.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
         self.anchors.load_state_dict(state["anchors"])
-        self.num_questions = state["num_questions"]
+        # The count of all, by whatever number of processes.
+        self.num_questions = state["num_questions"] if self.is_world_process_zero() else 0
         if self.groups is not None:
             self.groups.state = state["groups"].cpu()
         if self.average is not None:
             self.average.load(state["average"])
         return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Transformers' own; DeepSpeed has loaded the checkpoint before."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled and self.model_wrapped.load_universal_checkpoint():
+            settle_joined(self.model_wrapped, Path(checkpoint))
 
     def _run_epoch(self, *positional: Any, **named: Any) -> None:
         """Transformers' own; nothing where a checkpoint of the last step is continued: it would take one more."""

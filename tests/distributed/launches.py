@@ -23,7 +23,7 @@ needs_compiler = pytest.mark.skipif(
 def command(
     output: Path, *, processes: int, batch: int, recipe: str, overrides: tuple[str, ...] = (), config: str = "ddp_cpu"
 ) -> list[str]:
-    """Three steps of plain SGD through a shipped launcher configuration, or on one process."""
+    """Three steps of plain SGD through a shipped launcher configuration, or alone: on one process without DeepSpeed."""
     line = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{config}.yaml"),
         *("--num_processes", str(processes), "--main_process_port", "0"),
@@ -31,7 +31,11 @@ def command(
         *("training.max_steps=3", "training.optim=sgd", "training.learning_rate=0.5", "training.max_grad_norm=0"),
         *("training.logging_steps=1", "training.disable_tqdm=true", *overrides),
     ]
-    return line if processes > 1 else [sys.executable, *line[line.index("scripts/train.py") :]]
+    return (
+        line
+        if processes > 1 or config.startswith("zero")
+        else [sys.executable, *line[line.index("scripts/train.py") :]]
+    )
 
 
 def launch(output: Path, *, fails: bool = False, **options: Any) -> str:
