@@ -123,7 +123,7 @@ def test_arguments_decide_how_log_probs_are_computed(
         with trainer.anchors.model("ref") as ref:
             assert ref is not trainer.model
             assert scoring_of(ref) == scoring_of(trainer.model) == Scoring(layout=layout)
-        losses.append(float(first_loss(trainer)))
+        losses.append(first_loss(trainer).item())
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     model.config._attn_implementation = "flash_attention_2"
     with (
