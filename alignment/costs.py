@@ -143,7 +143,7 @@ def cast_bytes(shape: Shape, *, checkpointed: bool, adapter: Adapter | None) -> 
 
 
 def logit_bytes(shape: Shape, *, tokens: int, size: int, is_whole: bool) -> int:
-    """Logits that are held at a time: as computed, and twice their number in float32 while they are exponentiated.
+    """Logits that are held at a time: exponentials and gradient in float32, and the gradient as the head takes it.
 
     Args:
         shape: of the model.

@@ -116,28 +116,35 @@ def _num_chunks(causal: PreTrainedModel, num_logits: int) -> int:
 
 
 def logps_of_logits(logits_NV: Tensor, ids_N: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of tokens under logits with any leading dimensions."""
+    """Log-probs of tokens under logits with any leading dimensions, which are overwritten."""
+    logits_NV = logits_NV.float()
     logps_N: Tensor = _TokenLogps.apply(logits_NV, ids_N)
     if not confidence:
         return logps_N, None
     with torch.no_grad():
-        log_probs_NV = logits_NV.float().log_softmax(-1)
-        return logps_N, logps_N - (2.0 * log_probs_NV).logsumexp(-1)
+        exps_NV = logits_NV
+        return logps_N, logps_N - 2.0 * (torch.linalg.vector_norm(exps_NV, dim=-1) / exps_NV.sum(-1)).log()
 
 
 class _TokenLogps(torch.autograd.Function):
-    """``logits[id] - log sum exp(logits)`` in float32. Keeps the logits alone, and makes one tensor of their size."""
+    """``logits[id] - log sum exp(logits)``. Leaves exponentials in the place of the logits, and keeps nothing else.
+
+    Passes over a whole vocabulary cost about as much as memory is slow: two tensors of that size are all there is, the
+    logits and their gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
-        log_z_N = logits_NV.float().logsumexp(-1)
-        ctx.save_for_backward(logits_NV, ids_N, log_z_N)
-        return logits_NV.gather(-1, ids_N[..., None]).squeeze(-1).float() - log_z_N
+        ids_N1 = ids_N[..., None]
+        largest_N1 = logits_NV.amax(-1, keepdim=True)
+        chosen_N1 = logits_NV.gather(-1, ids_N1) - largest_N1
+        sum_N1 = logits_NV.sub_(largest_N1).exp_().sum(-1, keepdim=True)
+        ctx.save_for_backward(logits_NV, ids_N1, sum_N1)
+        return (chosen_N1 - sum_N1.log()).squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, ids_N, log_z_N = ctx.saved_tensors
+        exps_NV, ids_N1, sum_N1 = ctx.saved_tensors
         grad_N1 = grad_N[..., None]
-        probs_NV = (logits_NV.float() - log_z_N[..., None]).exp_()
-        return probs_NV.mul_(-grad_N1).scatter_add_(-1, ids_N[..., None], grad_N1).to(logits_NV.dtype), None
+        return (exps_NV * (-grad_N1 / sum_N1)).scatter_add_(-1, ids_N1, grad_N1), None

@@ -198,6 +198,8 @@ def _by_its_own_forward(
         logits_to_keep=columns + 1,
         use_cache=False,
     ).logits[:, :-1]
+    # They are the model's.
+    logits_NTV = logits_NTV.to(torch.float32, copy=True)
     logps_NT, excess_NT = logps_of_logits(logits_NTV, ids_NT[:, -columns:], confidence=confidence)
     return logps_NT[scored_NT], None if excess_NT is None else excess_NT[scored_NT]
 

@@ -103,6 +103,31 @@ def assert_agree(model: torch.nn.Module, completions: Completions, scoring: Scor
         assert float((my_gradients[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()) + 1e-7, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_of_logits_are_those_of_log_softmax(dtype: torch.dtype) -> None:
+    """Against float64, far from zero, with a token that cannot be; the gradient is the same when asked for twice."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BNV = (20.0 * torch.randn(2, 5, 40, generator=generator) + 300.0).to(dtype)
+    logits_BNV[0, 0, 7] = -torch.inf
+    ids_BN, weights_BN = torch.randint(8, 40, (2, 5), generator=generator), torch.randn(2, 5, generator=generator)
+    exact_BNV = logits_BNV.double().requires_grad_()
+    all_BNV = exact_BNV.log_softmax(-1)
+    expected_BN = all_BNV.gather(-1, ids_BN[..., None]).squeeze(-1)
+    (gradient_BNV,) = torch.autograd.grad((weights_BN * expected_BN).sum(), exact_BNV)
+    logits_BNV.requires_grad_()
+    # Those that are overwritten are of no leaf.
+    logps_BN, excess_BN = head.logps_of_logits(1.0 * logits_BNV, ids_BN, confidence=True)
+    assert excess_BN is not None
+    torch.testing.assert_close(logps_BN.double(), expected_BN, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(excess_BN.double(), expected_BN - (2.0 * all_BNV).logsumexp(-1), rtol=1e-6, atol=1e-5)
+    assert not excess_BN.requires_grad
+    for _ in range(2):
+        (found_BNV,) = torch.autograd.grad((weights_BN * logps_BN).sum(), logits_BNV, retain_graph=True)
+        torch.testing.assert_close(
+            found_BNV, gradient_BNV.to(dtype), rtol=1.6e-2 if dtype.itemsize < 4 else 1e-5, atol=1e-6
+        )
+
+
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(seed=st.integers(0, 10_000), prompts=st.integers(1, 4), completions=st.integers(1, 4))
 def test_all_ways_agree(llama: PreTrainedModel, seed: int, prompts: int, completions: int) -> None:
