@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from alignment.errors import UserError
 from alignment.generation import read_options
@@ -20,7 +21,7 @@ class AlignmentArguments(TrainingArguments):
     """``TrainingArguments`` and how responses are sampled and cut.
 
     The device is decided here: without CUDA, ``use_cpu`` is true. Columns are never removed, because the collator is
-    ours, and nothing is reported to a tracker unless one is named.
+    ours; a loss that is not finite is not logged as 0; and nothing is reported to a tracker unless one is named.
 
     Attributes:
         num_completions: responses sampled for a prompt.
@@ -52,6 +53,7 @@ class AlignmentArguments(TrainingArguments):
     """
 
     remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
     report_to: str | list[str] | None = "none"
     num_completions: int = 2
     temperature: float = 1.0
@@ -124,7 +126,15 @@ def _problems(args: AlignmentArguments) -> list[str]:
         problems.append("scoring_logits: 'whole' is the model's own forward, which cannot read a prompt once: 'prefix'")
     if args.average_decay is not None and not 0 <= args.average_decay <= 1:
         problems.append(f"average_decay: expected a number in [0, 1], got {args.average_decay}")
+    trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+    for name in {*trackers} - {"none", "all", *get_available_reporting_integrations()}:
+        problems.append(f"report_to: expected a tracker that is installed, got {name}; install its package")
+    if args.max_steps == 0 or args.max_steps < -1:
+        problems.append(f"max_steps: expected at least 1, or -1 for num_train_epochs, got {args.max_steps}")
     for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
         "num_completions",
         "opponent_completions",
         "max_new_tokens",

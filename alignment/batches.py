@@ -29,13 +29,21 @@ def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
     """A data set read by its feedback must hold some; single rows without it count for nothing."""
     if needs.samples_in_batches:
         return
-    what, found = (
-        ("scores", any(item.row.scores is not None or item.row.panel for item in rows))
+    what, found, advice = (
+        (
+            "scores",
+            any(item.row.scores is not None or item.row.panel for item in rows),
+            "rows of the formats scored and ranked have them",
+        )
         if needs.feedback == "scores"
-        else ("comparisons", any(item.row.comparisons or item.row.panel for item in rows))
+        else (
+            "comparisons",
+            any(item.row.comparisons or item.row.panel for item in rows),
+            "pairs, labelled, ranked and scored rows have them, and kto reads unpaired ones",
+        )
     )
     if not found:
-        raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any")
+        raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any; {advice}")
 
 
 def check_context(rows: Sequence[EncodedRow], config: PreTrainedConfig, *, max_new_tokens: int) -> None:

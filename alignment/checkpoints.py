@@ -37,8 +37,8 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     partial.rename(folder / STATE_FILE)
 
 
-def load_state(folder: str | Path, device: torch.device) -> dict[str, Any]:
-    """What :func:`save_state` wrote.
+def load_state(folder: str | Path) -> dict[str, Any]:
+    """What :func:`save_state` wrote, on the CPU: values are copied to where they belong.
 
     Raises:
         UserError: if the checkpoint is not whole.
@@ -46,7 +46,7 @@ def load_state(folder: str | Path, device: torch.device) -> dict[str, Any]:
     file = Path(folder) / STATE_FILE
     if not file.exists():
         raise UserError(f"resume_from_checkpoint: expected a whole checkpoint, found no {file}")
-    return dict(torch.load(file, map_location=device))
+    return dict(torch.load(file, map_location="cpu"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 _SMALL_SHARE = 0.01
 _SMALL_MARGIN = 0.01
 _FAR_FROM_TARGET = 0.1
+_SMALL_FALL = 0.1
 
 
 def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
@@ -18,7 +19,7 @@ def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> t
     Returns:
         One sentence a failure; a failure whose metrics are missing is not looked for.
     """
-    checks = (_nothing_moved, _both_fell, _out_of_reach, _length_explains, _undesirable_grew)
+    checks = (_nothing_moved, _both_fell, _out_of_reach, _length_explains, _stays_wrong)
     return tuple(text for check in checks if (text := check(before, after)))
 
 
@@ -36,7 +37,7 @@ def _both_fell(before: Mapping[str, float], after: Mapping[str, float]) -> str |
     if "chosen_logps" not in after:
         return None
     chosen, rejected = (after[name] - before[name] for name in ("chosen_logps", "rejected_logps"))
-    if not (rejected < chosen < 0.0):
+    if not (rejected < chosen < -_SMALL_FALL):
         return None
     return (
         f"both log-probabilities fell: chosen by {-chosen:.1f} nats, rejected by {-rejected:.1f}; the probability went "
@@ -50,6 +51,11 @@ def _out_of_reach(before: Mapping[str, float], after: Mapping[str, float]) -> st
     attained = after.get("target_attainment")
     if attained is None or attained >= _FAR_FROM_TARGET:
         return None
+    if attained < 0.0:
+        return (
+            f"held-out differences of log-ratios moved away from the regression target, to {attained:.1%} of it: what "
+            "was learned does not carry over; lower training.learning_rate, or train on more data"
+        )
     return (
         f"the regression target is out of reach: held-out differences of log-ratios reach {attained:.1%} of it. The "
         "loss acts like a constant push then, whatever tau or eta say: choose them for a nearer target, or train longer"
@@ -61,7 +67,8 @@ def _length_explains(before: Mapping[str, float], after: Mapping[str, float]) ->
         return None
     gain = after["accuracy"] - before["accuracy"]
     of_shorter = after["accuracy_of_shorter"] - before["accuracy_of_shorter"]
-    if gain <= _SMALL_SHARE or of_shorter > 0.0:
+    # Nothing is said of pairs that are not there: nan.
+    if gain <= _SMALL_SHARE or not of_shorter <= 0.0:
         return None
     return (
         f"length explains the gain: accuracy rose by {gain:.3f}, but by {of_shorter:+.3f} where the chosen response is "
@@ -69,11 +76,15 @@ def _length_explains(before: Mapping[str, float], after: Mapping[str, float]) ->
     )
 
 
-def _undesirable_grew(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    if "undesirable" not in after or after["undesirable"] <= before["undesirable"] + _SMALL_SHARE:
+def _stays_wrong(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if "undesirable" not in after or "accuracy_absolute" not in before:
+        return None
+    # The set is empty at the start: no loss has fallen yet.
+    wrong = 1.0 - before["accuracy_absolute"]
+    if after["undesirable"] <= max(_SMALL_SHARE, wrong / 2.0):
         return None
     return (
-        f"{after['undesirable']:.1%} of the held-out pairs ended in the undesirable set (before: "
-        f"{before['undesirable']:.1%}): their loss fell, and the rejected response is still the likelier one. A margin "
-        "that does not depend on a wrong reference helps: constrained preference optimization (2605.20834)"
+        f"{after['undesirable']:.1%} of the held-out pairs ended in the undesirable set: their loss fell, and the "
+        f"rejected response is still the likelier one, as it is for the reference in {wrong:.1%} of all. A margin that "
+        "does not depend on a wrong reference helps: constrained preference optimization (2605.20834); or more steps"
     )

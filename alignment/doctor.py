@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from alignment.arguments import AlignmentArguments
-from alignment.batches import rows_to_encode
+from alignment.batches import check_feedback, rows_to_encode
 from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import (
     EncodedRow,
@@ -108,6 +108,9 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         rows = rows_to_encode(data.train, method.needs, args)
         encoded = _attempt("encoding", lambda: encode_as_asked(rows, tokenizer, recipe.data)[0])
         findings.append(Finding("encoding", "ok", encoded.summary()))
+        # Prompts alone get their answers, and what is said of these, in a round.
+        if recipe.data.prompts is None:
+            _attempt("labels", lambda: check_feedback(encoded.rows, method.needs))
         boundaries = tuple(_boundaries(encoded.rows[:num_rows], tokenizer))
         findings.append(_check_bos(encoded.rows, tokenizer))
         findings.append(_check_eos(recipe.policy, encoded.rows, tokenizer))

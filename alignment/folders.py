@@ -193,9 +193,19 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
     if differing:
         said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
         raise UserError(
-            f"{checkpoint}: expected the recipe that the checkpoint was made by, found other values of {said}; set "
-            "them back, or start anew in another output_dir"
+            f"{checkpoint}: expected the recipe that made what it holds, found other values of {said}; set them back, "
+            "or start anew in another output_dir"
         )
+
+
+def check_unclaimed(folder: Path, recipe: str) -> None:
+    """Refuse to begin a run where one by another recipe has left a model or checkpoints.
+
+    Raises:
+        UserError: naming the keys that differ.
+    """
+    if (folder / "final").exists() or any(folder.glob("checkpoint-*")):
+        check_same_recipe(folder, recipe, batches_are_compared=True)
 
 
 def _deciding(tree: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from alignment.folders import (
     RunFiles,
     RunResult,
     check_same_recipe,
+    check_unclaimed,
     oracle_accounts,
     run_card,
     write_header,
@@ -122,6 +123,8 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     if checkpoint is not None:
         check_same_recipe(checkpoint, recipe.to_yaml(), batches_are_compared=True)
+    else:
+        check_unclaimed(folder, recipe.to_yaml())
     oracle = None if recipe.oracle is None else build_oracle(recipe.oracle, args.device, accounts)
     set_seed(recipe.seed)
     data = prepare_data(
@@ -174,7 +177,8 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started - (trainer.evaluation_seconds - evaluated)
     after = trainer.evaluate() if has_held_out else {}
-    met = () if trainer.match is None else trainer.match.last
+    ranks = Ranks(trainer.args.process_index, trainer.args.world_size)
+    met = () if trainer.match is None else ranks.gather(trainer.match.last)
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))
     averaged = {}
@@ -198,7 +202,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
             )
             console.print(f"pushed: {url}", markup=False, highlight=False)
     trainer.engine.close()
-    Ranks(trainer.args.process_index, trainer.args.world_size).part()
+    ranks.part()
     return result
 
 

@@ -65,7 +65,8 @@ def load_reward_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, se
     """
     if spec.tiny is not None:
         sizes = spec.tiny.model_dump(exclude={"vocab_size"})
-        return tiny_reward_model(tokenizer, **sizes, seed=seed).to(_dtype(spec))
+        with loaded_whole():
+            return tiny_reward_model(tokenizer, **sizes, seed=seed).to(_dtype(spec))
     assert spec.model is not None
     torch.manual_seed(seed)
     model = _load(AutoModelForSequenceClassification, spec.model, spec, "a model that can rate a text", num_labels=1)

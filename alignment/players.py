@@ -220,7 +220,9 @@ class Player:
                     self._say(number, f"{self._name_of(index)}finished before, {described}")
                 else:
                     self._train(number, index, model)
-        # The first process writes what the others read next.
+                # The next fit reads what the first process writes.
+                self.ranks.wait()
+        # So do others.
         self.ranks.wait()
 
     def check_before(self, number: int, stage: str) -> None:
@@ -375,14 +377,14 @@ class Player:
         if self.ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(model.path, ignore_errors=True)
+        met = () if trainer.match is None else self.ranks.gather(trainer.match.last)
         self.ranks.wait()
         trainer.save_model(str(partial))
         if self.ranks.is_first:
             partial.rename(model.path)
             model.finish(metrics=metrics, seconds=seconds)
             if self.held_out and index == self._method.needs.fits - 1:
-                assert trainer.match is not None
-                write_samples(self.folder, trainer.match.last)
+                write_samples(self.folder, met)
             for path in folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
         self._say(number, f"{self._name_of(index)}trained, {_describe(metrics)}")

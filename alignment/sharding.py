@@ -4,17 +4,22 @@ Under DeepSpeed ZeRO-3 a parameter is a handle, whole only while a layer uses it
 which each process holds a part. Under ZeRO-1 to 3 the optimizer steps weights of its own, a part of them on each
 process, and the ones of the forward are copies of these. Nothing is divided before a training begins.
 
-Except for :func:`loaded_whole`, :func:`is_divided` and :func:`parameters_of`, all processes call what is here together.
+All processes call what is here together, except for :func:`loaded_whole`, :func:`is_divided`, :func:`parameters_of` and
+:func:`save_alone`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as launched
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -58,6 +63,23 @@ def loaded_whole() -> Iterator[None]:
     finally:
         if config is not None:
             launched.set_hf_deepspeed_config(config)
+
+
+def save_alone(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a checkpoint from this process, whichever it is; transformers' own way writes on the first one alone.
+
+    Args:
+        model: what it is a checkpoint of.
+        weights: whole, by the names of its parameters; one that has two names under one of them.
+        folder: made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    for part in filter(None, (config, model.generation_config)):
+        part.save_pretrained(folder)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager

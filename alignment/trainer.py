@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
 )
+from transformers.trainer_utils import rotate_checkpoints
 
 from alignment.anchors import AnchorSet, FrozenPolicy
 from alignment.arguments import AlignmentArguments
@@ -165,6 +167,12 @@ class PreferenceTrainer(Trainer):
         self.evaluation_seconds = 0.0
         if processing_class is None:
             raise UserError("expected processing_class=tokenizer, got None")
+        if not isinstance(model, PreTrainedModel | PeftModel):
+            raise UserError(
+                f"expected model=AutoModelForCausalLM.from_pretrained(...), a model, got {type(model).__name__}"
+            )
+        if not isinstance(args, AlignmentArguments | None):
+            raise UserError(f"expected args=AlignmentArguments(...), got {type(args).__name__}")
         if self.is_online and oracle is None:
             raise UserError(
                 "the method samples from the policy and needs an oracle that answers on fresh samples, got None"
@@ -410,8 +418,8 @@ class PreferenceTrainer(Trainer):
             return build_method({"name": self.method_name, **(options or {})})
         if options is not None:
             raise UserError("method_options belong to a facade; give PreferenceTrainer a whole method block")
-        if method is None:
-            raise UserError("expected method={'name': ..., ...}, got None")
+        if method is None or isinstance(method, str):
+            raise UserError(f"expected method={{'name': {method or '...'!r}, ...}}, got {method!r}")
         return build_method(method) if isinstance(method, Mapping) else method
 
     def _encode(
@@ -420,6 +428,12 @@ class PreferenceTrainer(Trainer):
         encoded = tuple(row for row in rows if isinstance(row, EncodedRow))
         if len(encoded) < len(rows):
             plain = tuple(row for row in rows if isinstance(row, Row))
+            if len(plain) < len(rows):
+                foreign = next(row for row in rows if not isinstance(row, Row))
+                raise UserError(
+                    f"expected rows, all encoded or none, found a {type(foreign).__name__} among {len(rows)}; "
+                    "alignment.data.read_rows(DATA).rows makes rows of files, data sets and lists of dicts"
+                )
             encoded = encode_rows(
                 rows_to_encode(plain, self.needs, args),
                 tokenizer,
@@ -454,6 +468,9 @@ class PreferenceTrainer(Trainer):
             The annotated micro-batches, and the total weight of their prompts on all ranks.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # A staged epoch has whole batches only.
+        if batches and self._steps == 1:
+            batches[-1] = {"batch": self._once(batches[-1]["batch"])}
         self._step = (self._step + 1) % self._steps
         if self._step == 0 or self.needs.stages > 1:
             generator = torch.Generator().manual_seed(self._sample_seed())
@@ -478,6 +495,15 @@ class PreferenceTrainer(Trainer):
             for i, item in enumerate(annotated)
         ]
         return inputs, total
+
+    def _once(self, batch: Batch) -> Batch:
+        """A batch in which rows weigh nothing that Accelerate repeats, where an epoch ends between two processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return batch
+        own = state.remainder - self.args.process_index * len(batch.rows)
+        is_own_B = torch.arange(len(batch.rows), device=batch.row_weight_B.device) < own
+        return replace(batch, row_weight_B=batch.row_weight_B * is_own_B)
 
     def _sample_seed(self) -> int:
         """Another seed for every run, step and rank; a function of them, so that a resumed run samples the same."""
@@ -565,7 +591,13 @@ class PreferenceTrainer(Trainer):
         scale = self.current_gradient_accumulation_steps * self.args.world_size
         # An effective batch without a usable comparison has loss 0, not 0 / 0.
         total = torch.as_tensor(num_items_in_batch).clamp(min=torch.finfo(torch.float32).tiny)
-        return (weights_B * output.loss_B).sum() * scale / total
+        loss = (weights_B * output.loss_B).sum() * scale / total
+        if not loss.isfinite():
+            raise UserError(
+                f"step {self.state.global_step + 1}: expected a finite loss, found {loss.item()}: the weights have "
+                "diverged; lower training.learning_rate, or warm up (training.warmup_steps)"
+            )
+        return loss
 
     def _forward(self, model: nn.Module, annotated: Annotated) -> tuple[LossInputs, LossOutput]:
         scores = score(model, annotated.completions, confidence=self.needs.confidence)
@@ -668,12 +700,13 @@ class PreferenceTrainer(Trainer):
         has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
         kls: list[Tensor] = []
         for inputs in self.get_eval_dataloader(eval_dataset):
+            batch = self._once(inputs["batch"])
             with torch.no_grad():
                 if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
-                    kls.append(self._kl_to_ref(inputs["batch"], generator))
+                    kls.append(self._kl_to_ref(batch, generator))
                 if not has_loss:
                     continue
-                annotated = self._annotate(inputs["batch"], generator)
+                annotated = self._annotate(batch, generator)
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 x, output = self._forward(self.model, annotated)
@@ -711,7 +744,15 @@ class PreferenceTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self._step == self._steps - 1, "checkpoints are taken after the last step of an iteration"
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            # What is left of one that was broken off would be taken for a part of this one.
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        # Older ones go when this one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
         # Every process has written its part.
         self.accelerator.wait_for_everyone()
         num_questions = self._count_questions()
@@ -723,7 +764,13 @@ class PreferenceTrainer(Trainer):
                 **dataclasses.asdict(self._division),
                 "average": None if self.average is None else self.average.values,
             }
-            save_state(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}", state)
+            save_state(folder, state)
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
         """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
@@ -740,7 +787,7 @@ class PreferenceTrainer(Trainer):
             return self._train_within_budget(trainer_options)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-        state = load_state(resume_from_checkpoint, self.args.device)
+        state = load_state(resume_from_checkpoint)
         saved = Division(**{field.name: state[field.name] for field in dataclasses.fields(Division)})
         saved.check_continued_by(self._division)
         if saved.is_zero and saved.num_processes != self.args.world_size:
@@ -750,7 +797,7 @@ class PreferenceTrainer(Trainer):
         # The count of all, by whatever number of processes.
         self.num_questions = state["num_questions"] if self.is_world_process_zero() else 0
         if self.groups is not None:
-            self.groups.state = state["groups"].cpu()
+            self.groups.state = state["groups"]
         if self.average is not None:
             self.average.load(state["average"])
         return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})

@@ -8,6 +8,7 @@ from alignment.diagnosis import known_failures
 
 BEFORE = {
     "accuracy": 0.5,
+    "accuracy_absolute": 0.7,
     "accuracy_of_shorter": 0.5,
     "margin": 0.0,
     "chosen_logps": -100.0,
@@ -36,12 +37,26 @@ def test_a_sound_run_shows_none() -> None:
         ({"chosen_logps": -103.0, "rejected_logps": -106.0}, "both log-probabilities fell: chosen by 3.0 nats"),
         ({"target_attainment": 0.02}, "out of reach: .* reach 2.0% of it"),
         ({"accuracy_of_shorter": 0.45}, "length explains the gain"),
-        ({"undesirable": 0.2}, "20.0% of the held-out pairs ended in the undesirable set"),
+        ({"target_attainment": -0.2}, "moved away from the regression target, to -20.0% of it"),
+        ({"undesirable": 0.2}, "20.0% of the held-out pairs ended in the undesirable set.* in 30.0% of all"),
     ],
 )
 def test_each_failure_is_seen_alone(changes: dict[str, float], expected: str) -> None:
     (text,) = known_failures(BEFORE, SOUND | changes)
     assert re.search(expected, text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accuracy_of_shorter": float("nan")},
+        {"chosen_logps": -100.05, "rejected_logps": -103.0},
+        # Half of what the reference ranks wrongly is right now.
+        {"undesirable": 0.14},
+    ],
+)
+def test_what_is_not_there_or_small_is_not_said(changes: dict[str, float]) -> None:
+    assert known_failures(BEFORE, SOUND | changes) == ()
 
 
 def test_a_rise_of_both_is_no_fall_and_missing_metrics_are_not_looked_for() -> None:

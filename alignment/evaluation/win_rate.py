@@ -8,6 +8,7 @@ Shape letters: ``P`` prompts, ``C`` prompts of a chunk, ``K`` oracles, ``G`` ans
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,8 @@ class ReferenceMatch:
         shows_progress: a bar on stderr while answers are sampled.
 
     Attributes:
-        last: what met in the latest call of :meth:`wins` on this process; nothing where responses are enumerated.
+        last: what met in the latest call of :meth:`wins` on this process, each with its number among those of all
+            processes, repeated prompts left out; nothing where responses are enumerated.
 
     Raises:
         UserError: if a member of the panel has a name that its metrics would share with another.
@@ -159,9 +161,10 @@ class ReferenceMatch:
         # repeated, and repeated ones do not count.
         num_own = -(-len(chosen) // process[1])
         places = range(process[0], num_own * process[1], process[1])
+        self.places = list(places)
         self.rows = [chosen[place % len(chosen)] for place in places]
         self.counts_P = torch.tensor([place < len(chosen) for place in places])
-        self.last: tuple[Met, ...] = ()
+        self.last: tuple[tuple[int, Met], ...] = ()
         if speaker is None:
             self._ref_PG = self._probabilities(policy_of, "ref")
         else:
@@ -200,7 +203,7 @@ class ReferenceMatch:
         ]
         columns = [list(column) for column in zip(*asked, strict=True)]
         wins_NK = torch.stack([ask(member, *columns) for member in self.members], dim=-1)
-        self.last = tuple(
+        met = [
             Met(
                 prompt=str(prompt),
                 policy=ours,
@@ -209,7 +212,10 @@ class ReferenceMatch:
                 members=dict(zip(self.names, wins, strict=False)),
             )
             for (prompt, ours, theirs), wins in zip(asked, wins_NK.tolist(), strict=True)
-        )
+        ]
+        numbers = [place * self.num_completions + k for place in self.places for k in range(self.num_completions)]
+        counts = self.counts_P.repeat_interleave(self.num_completions).tolist()
+        self.last = tuple(itertools.compress(zip(numbers, met, strict=True), counts))
         return wins_NK.reshape(len(self.rows), -1, len(self.members)).mean(1)
 
     def metrics(self, wins_PK: Tensor) -> dict[str, float]:

@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, SFTConfig
 
 from alignment.config.fitting import ComparisonData, DemonstrationData, RewardRecipe, SFTRecipe
@@ -79,13 +78,14 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
 
 
 def find_checkpoint(asked: str | None, folder: Path) -> Path | None:
-    """Where to resume: ``last`` is the last checkpoint of the run folder."""
+    """Where to resume: ``last`` is the last checkpoint of the run folder that was not broken off."""
     if asked != "last":
         return None if asked is None else Path(asked)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
-        raise UserError(f"expected a checkpoint to resume from in {folder}, found none")
-    return Path(last)
+    # It is written after weights, optimizer and states of the generators.
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    if not whole:
+        raise UserError(f"expected a whole checkpoint to resume from in {folder}, found none")
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def print_table(before: Mapping[str, float], after: Mapping[str, float], console: Console) -> None:

@@ -1,7 +1,7 @@
 """``alignment sft``: raise the likelihood of demonstrations, through ``trl.SFTTrainer`` on our token ids."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_same_recipe, write_header
+from alignment.folders import RunFiles, check_same_recipe, check_unclaimed, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.ranks import Ranks
@@ -50,6 +50,8 @@ def run(recipe: SFTRecipe) -> FitResult:
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     if checkpoint is not None:
         check_same_recipe(checkpoint, recipe.to_yaml())
+    else:
+        check_unclaimed(folder, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
@@ -62,9 +64,11 @@ def run(recipe: SFTRecipe) -> FitResult:
         peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
         callbacks=[RunFiles(folder, recipe.to_yaml())],
     )
-    before = _evaluate(trainer) if eval_set else {}
+    # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes.
+    trainer.args.eval_on_start = bool(eval_set)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    after = _evaluate(trainer) if eval_set else {}
+    before = _shown(next(line for line in trainer.state.log_history if "eval_loss" in line)) if eval_set else {}
+    after = _shown(trainer.evaluate()) if eval_set else {}
     result = FitResult(folder=folder, model_folder=folder / "final", before=before, after=after)
     trainer.save_model(str(result.model_folder))
     if is_first:
@@ -106,6 +110,5 @@ def _demonstrations(name: str, rows: Sequence[Row], console: Console) -> tuple[R
     return tuple(shown)
 
 
-def _evaluate(trainer: SFTTrainer) -> dict[str, float]:
-    metrics = trainer.evaluate()
+def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
     return {label: metrics[name] for name, label in _SHOWN.items()}

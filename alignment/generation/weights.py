@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.sharding import parameters_of, whole
+from alignment.sharding import parameters_of, save_alone, whole
 
 _ADAPTER = "lora_"
 
@@ -41,7 +41,7 @@ def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def save_base(module: Any, folder: Path) -> None:
     """The base model's weights as a checkpoint folder."""
-    base_of(module).save_pretrained(folder, state_dict=dict(base_weights(module)))
+    save_alone(base_of(module), dict(base_weights(module)), folder)
 
 
 def save_adapter(module: PeftModel, folder: Path) -> None:

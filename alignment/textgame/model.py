@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_s
 
 from alignment.cache import Entry, cache_folder, read_entry, write_entry
 from alignment.logps import Scoring, score
+from alignment.sharding import save_alone
 from alignment.textgame.world import World
 from alignment.tiny import tiny_model, word_level_tokenizer
 from alignment.types import Completions
@@ -59,7 +60,7 @@ def model_folder(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaF
     folder = _cached(_key(world, seed))
     if not folder.exists():
         partial = folder.with_suffix(f".{os.getpid()}.partial")
-        model.save_pretrained(partial)
+        save_alone(model, dict(model.named_parameters()), partial)
         tokenizer.save_pretrained(partial)
         # Another process may have been faster; then its folder stays.
         if not folder.exists():

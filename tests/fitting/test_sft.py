@@ -89,7 +89,7 @@ def test_demonstrations_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[
         {"prompt": f"Say {n}.", "responses": ["a", "b", "c"], "scores": [1, 3, 3 if n == 4 else 2]} for n in range(9)
     ]
     path = write(tmp_path, lists)
-    sft.run(load_sft_recipe(path, quick).recipe)
+    sft.run(load_sft_recipe(path, [*quick, f"output_dir={tmp_path / 'lists'}"]).recipe)
     assert "left out 1: 1 without a preferred response (rows.jsonl:5)" in capsys.readouterr().err
 
 
@@ -126,5 +126,15 @@ def test_lora_saves_an_adapter_and_a_run_resumes(tmp_path: Path) -> None:
     # Step 0 is the evaluation before training, which a resumed run repeats.
     kept = [step for step in steps if step]
     assert kept == sorted(kept) and kept[0] == 4 and kept[-1] == 8
-    with pytest.raises(UserError, match="expected a checkpoint to resume from"):
+    with pytest.raises(UserError, match="expected a whole checkpoint to resume from"):
         sft.run(load_sft_recipe(path, [*overrides, f"output_dir={tmp_path / 'elsewhere'}"]).recipe)
+
+
+def test_a_checkpoint_that_was_broken_off_is_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path, separable_pairs())
+    saves = ["training.save_strategy=steps", "training.save_steps=2", "training.max_steps=2"]
+    folder = sft.run(load_sft_recipe(path, saves).recipe).folder
+    (folder / "checkpoint-3").mkdir()
+    resumed = [*saves, "training.max_steps=4", "training.resume_from_checkpoint=last"]
+    sft.run(load_sft_recipe(path, resumed).recipe)
+    assert (folder / "checkpoint-4" / "trainer_state.json").exists()

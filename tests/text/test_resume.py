@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignment import loop
+from alignment import loop, trainer
 from alignment.checkpoints import last_checkpoint
 from alignment.config import load_recipe
 from alignment.errors import UserError
@@ -83,6 +84,47 @@ def test_a_finished_run_takes_no_further_step(recipe: str, tmp_path: Path) -> No
     again = load_file(folder / "final" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert len(losses(folder)) == 2
+
+
+def test_a_save_that_is_broken_off_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older ones go when the new one is whole, and what a broken one left is no part of the next."""
+    saves = (
+        *("training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=1"),
+        *("data.eval_fraction=0", "training.eval_strategy=no"),
+    )
+    save_state = trainer.save_state
+
+    def break_off(folder: Path, state: Mapping[str, object]) -> None:
+        if folder.name == "checkpoint-2":
+            (folder / "rest").touch()
+            raise KeyboardInterrupt
+        save_state(folder, state)
+
+    monkeypatch.setattr(trainer, "save_state", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, *saves)
+    assert last_checkpoint(tmp_path).name == "checkpoint-1" and (tmp_path / "checkpoint-2" / "rest").exists()
+    monkeypatch.undo()
+    small_run(tmp_path, *saves, "training.resume_from_checkpoint=last")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (tmp_path / "checkpoint-2" / "rest").exists()
+
+
+def test_a_run_does_not_write_over_another(tmp_path: Path) -> None:
+    """The same recipe may run again; another one would leave a mixture."""
+    small_run(tmp_path)
+    small_run(tmp_path)
+    with pytest.raises(UserError, match=r"found other values of .*method\.name \(dpo then, ipo now\)"):
+        small_run(tmp_path, "method={name: ipo, tau: 0.1}")
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
+def test_a_run_that_diverges_ends(held_out: float, tmp_path: Path) -> None:
+    """With a line that says where, and without a model."""
+    diverges = ("training.learning_rate=1e9", "training.max_steps=12", "training.max_grad_norm=0")
+    with pytest.raises(UserError, match=r"step \d+: expected a finite loss, found (nan|inf).*learning_rate"):
+        small_run(tmp_path, *diverges, f"data.eval_fraction={held_out}")
+    assert not (tmp_path / "final").exists()
 
 
 def test_without_a_whole_checkpoint(tmp_path: Path) -> None:

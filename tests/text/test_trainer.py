@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from alignment import logps
 from alignment.arguments import AlignmentArguments
@@ -355,5 +362,19 @@ def test_mistakes_are_named_before_training(
         DPOTrainer(**common, method_options={"beta": 0.1})
     with pytest.raises(UserError, match="needs an oracle"):
         EGPOTrainer(**common, processing_class=tokenizer, method_options={"tau": 0.1})
+    with pytest.raises(UserError, match=r"expected method=\{'name': 'dpo', \.\.\.\}, got 'dpo'"):
+        PreferenceTrainer(**common, processing_class=tokenizer, method="dpo")  # type: ignore[arg-type]
+    dpo: Any = {"method": {"name": "dpo", "beta": 0.1}, "processing_class": tokenizer}
+    dicts = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    for key, value, said in (
+        ("model", "gpt2", r"expected model=AutoModelForCausalLM\.from_pretrained\(\.\.\.\), a model, got str"),
+        ("args", TrainingArguments(use_cpu=True), r"expected args=AlignmentArguments\(\.\.\.\), got TrainingArguments"),
+        ("train_dataset", [*pair_rows(), *dicts], r"found a dict among \d+; alignment\.data\.read_rows\(DATA\)\.rows"),
+    ):
+        with pytest.raises(UserError, match=said):
+            PreferenceTrainer(**{**common, **dpo, key: value})
+    for name, value in (("report_to", "nobody"), ("max_steps", 0), ("per_device_train_batch_size", 0)):
+        with pytest.raises(UserError, match=f"{name}: expected"):
+            arguments(tmp_path, **{name: value})
     with pytest.raises(UserError, match="method_options"):
         PreferenceTrainer(**common, processing_class=tokenizer, method={"name": "dpo", "beta": 0.1}, method_options={})

@@ -255,8 +255,10 @@ def _check_kind(kind: str | None, first: JsonObject, reading: Reading, source: s
             f"format and map the columns, such as {advice}"
         )
     if kind == "prompts" and "responses" in proposal and "prompt" not in reading.columns:
+        responses = proposal["responses"]
         raise UserError(
-            f"{source}: expected prompts alone or a known format, found the responses {listed(proposal['responses'])} "
+            f"{source}: expected prompts alone or a known format, found the responses "
+            f"{listed([responses] if isinstance(responses, str) else responses)} "
             f"among {listed(first)}; map them: {as_yaml(proposal)}, or leave them out: format: prompts"
         )
     prompt = proposal.get("prompt")

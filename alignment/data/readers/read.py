@@ -2,10 +2,10 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from alignment.data.readers.detect import Reading, check_kind, detect_layout
 from alignment.data.readers.labels import parse_completion, parse_labelled, parse_unpaired
@@ -18,6 +18,8 @@ from alignment.data.rows import Row, describe_skipped
 from alignment.errors import UserError
 from alignment.files import SUFFIXES, read_file
 from alignment.values import JsonObject
+
+_IN_MEMORY = "rows in memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ class ReadResult:
 
 
 def read_rows(
-    path: str | Path | Sequence[str | Path],
+    path: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]],
     *,
     format: str = "auto",
     columns: Mapping[str, ColumnSpec] | None = None,
@@ -72,7 +74,8 @@ def read_rows(
     Args:
         path: one or several of: a file (``.jsonl``: an object a line; ``.json``: a list, or an object with one list;
             ``.csv``: names in the first line; each plain or ``.gz``; ``.parquet``), a folder that
-            ``datasets.save_to_disk`` wrote, and ``hf://owner/name``, a data set on the Hub.
+            ``datasets.save_to_disk`` wrote, and ``hf://owner/name``, a data set on the Hub. Or rows in memory by their
+            columns: a ``datasets.Dataset``, or dicts.
         format: a format of the table in :mod:`alignment.data.readers`, or ``"auto"``: detected from the columns of each
             file's first row.
         columns: our name -> the file's name, such as ``{"prompt": "instruction"}``. A list joins the columns of a
@@ -97,9 +100,13 @@ def read_rows(
     Raises:
         UserError: if a file cannot be read or understood, or no row is left.
     """
-    names = [str(path)] if isinstance(path, str | Path) else [str(item) for item in path]
-    if not names:
+    given = [path] if isinstance(path, str | Path) else list(path)
+    if not given:
         raise UserError("expected at least one data file, found an empty list; name a .jsonl or .json file")
+    in_memory = [dict(item) for item in given if isinstance(item, Mapping)]
+    if 0 < len(in_memory) < len(given):
+        raise UserError(f"expected rows or paths, found {len(in_memory)} rows among {len(given)}; read them apart")
+    names = [_IN_MEMORY] if in_memory else [str(item) for item in given]
     reading = Reading(
         format=format,
         columns=columns or {},
@@ -111,6 +118,9 @@ def read_rows(
     origin = Origin(config=config, split=split, revision=revision, streaming=streaming)
     _check_origin(names, origin, limit)
     collected = _Collected(limit)
+    if in_memory:
+        _read_source(enumerate(in_memory, start=1), "row", reading, collected)
+        return collected.result(names)
     for name, label in zip(names, source_labels(names), strict=True):
         if not collected.is_full:
             _read_source(open_rows(name, label, origin), label, reading, collected)

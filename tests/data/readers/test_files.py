@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import datasets
 import pytest
 
 from alignment.data.readers import read_rows
+from alignment.errors import UserError
 
 Write = Callable[..., Path]
 Fails = Callable[..., str]
@@ -188,3 +190,16 @@ def test_options_that_nothing_would_read_are_refused(
     reading_fails: Fails, path: str, options: dict[str, Any], message: str
 ) -> None:
     reading_fails(path, message, **options)
+
+
+def test_rows_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
+    """A data set and a list of dicts, each row named by its number."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    expected = read_rows(path)
+    for rows in (ROWS, datasets.Dataset.from_list(ROWS)):
+        found = read_rows(rows)
+        assert [replace(row, source="") for row in found.rows] == [replace(row, source="") for row in expected.rows]
+        assert [row.source for row in found.rows] == ["row:1", "row:2"]
+    with pytest.raises(UserError, match="found 2 rows among 3"):
+        read_rows([*ROWS, "rows.jsonl"])  # type: ignore[list-item]
