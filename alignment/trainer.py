@@ -696,14 +696,15 @@ class PreferenceTrainer(Trainer):
         """
         started = time.perf_counter()
         self.model.eval()
-        generator = torch.Generator().manual_seed(self.args.seed)
+        # Processes draw for prompts of their own.
+        generator = torch.Generator().manual_seed(self.args.seed + 1_000_003 * self.args.process_index)
         has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
         kls: list[Tensor] = []
         for inputs in self.get_eval_dataloader(eval_dataset):
             batch = self._once(inputs["batch"])
             with torch.no_grad():
                 if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
-                    kls.append(self._kl_to_ref(batch, generator))
+                    kls.append(torch.where(batch.row_weight_B > 0, self._kl_to_ref(batch, generator), torch.nan))
                 if not has_loss:
                     continue
                 annotated = self._annotate(batch, generator)
@@ -713,7 +714,7 @@ class PreferenceTrainer(Trainer):
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B, annotated.metrics)
         metrics = self._means["eval"].take(self._total)
         if kls:
-            metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).mean())
+            metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).nanmean())
         if self.match is not None and (eval_dataset is None or eval_dataset is self.eval_dataset):
             wins_PK = self.match.wins(self.anchors.model, step=self.state.global_step)
             metrics |= self.match.metrics(self.accelerator.gather(wins_PK.to(self.args.device)))

@@ -32,6 +32,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-5)
     two, one = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("two", "one"))
     for end in ("before", "after"):
+        # It is estimated from answers that each process draws.
+        del two[end]["kl_to_ref"], one[end]["kl_to_ref"]
         assert two[end] == pytest.approx(one[end], rel=1e-4, abs=1e-5, nan_ok=True)
 
 
