@@ -122,6 +122,7 @@ def logps_of_logits(logits_NV: Tensor, ids_N: Tensor, *, confidence: bool) -> tu
     if not confidence:
         return logps_N, None
     with torch.no_grad():
+        # By now.
         exps_NV = logits_NV
         return logps_N, logps_N - 2.0 * (torch.linalg.vector_norm(exps_NV, dim=-1) / exps_NV.sum(-1)).log()
 
@@ -129,8 +130,7 @@ def logps_of_logits(logits_NV: Tensor, ids_N: Tensor, *, confidence: bool) -> tu
 class _TokenLogps(torch.autograd.Function):
     """``logits[id] - log sum exp(logits)``. Leaves exponentials in the place of the logits, and keeps nothing else.
 
-    Passes over a whole vocabulary cost about as much as memory is slow: two tensors of that size are all there is, the
-    logits and their gradient.
+    A pass over a whole vocabulary costs what memory costs: there are two tensors of that size, logits and gradient.
     """
 
     @staticmethod
