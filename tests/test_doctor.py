@@ -80,6 +80,13 @@ def test_a_sound_recipe_passes_every_check(diagnose: Callable[..., Examination],
     assert not list((tmp_path / "model").glob("*.safetensors"))
 
 
+def test_data_without_what_the_method_learns_from(diagnose: Callable[..., Examination]) -> None:
+    """Pairs have comparisons and no scores."""
+    found = failed(diagnose("method={name: lipo, beta: 0.1}"))
+    assert list(found) == ["labels"]
+    assert "learns from scores, and none of" in found["labels"] and "formats scored and ranked" in found["labels"]
+
+
 def test_the_boundary_is_shown_with_its_marks(diagnose: Callable[..., Examination]) -> None:
     first = diagnose().boundaries[0]
     marks = [token.mark for token in (*first.prompt, *first.completion) if token is not None and token.mark]
