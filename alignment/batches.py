@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from accelerate.state import GradientState
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig
 
@@ -44,6 +45,21 @@ def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
     )
     if not found:
         raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any; {advice}")
+
+
+def counted_once(batch: Batch, state: GradientState, *, index: int) -> Batch:
+    """A batch in which rows weigh nothing that Accelerate repeats, where an epoch ends between two processes.
+
+    Args:
+        batch: of a process, the latest of a data loader.
+        state: Accelerate's, which knows how many rows the last batch of all processes has.
+        index: of the process.
+    """
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return batch
+    own = state.remainder - index * len(batch.rows)
+    is_own_B = torch.arange(len(batch.rows), device=batch.row_weight_B.device) < own
+    return replace(batch, row_weight_B=batch.row_weight_B * is_own_B)
 
 
 def check_context(rows: Sequence[EncodedRow], config: PreTrainedConfig, *, max_new_tokens: int) -> None:

@@ -18,13 +18,17 @@ STATE_FILE = "alignment_state.pt"
 """Slow targets and weights of groups. Written last and renamed into place: a checkpoint that has it is whole."""
 
 
-def last_checkpoint(folder: str | Path) -> Path:
+def last_checkpoint(folder: str | Path, *, written_last: str = STATE_FILE) -> Path:
     """The last whole checkpoint of a run; one that was being written when the run was killed is passed over.
+
+    Args:
+        folder: of the run.
+        written_last: the file that makes a checkpoint whole.
 
     Raises:
         UserError: if there is none.
     """
-    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{STATE_FILE}")]
+    whole = [path.parent for path in Path(folder).glob(f"checkpoint-*/{written_last}")]
     if not whole:
         raise UserError(f"expected a whole checkpoint to resume from in {folder}, found none")
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))

@@ -198,13 +198,17 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
         )
 
 
-def check_unclaimed(folder: Path, recipe: str) -> None:
-    """Refuse to begin a run where one by another recipe has left a model or checkpoints.
+def check_begins_or_continues(
+    folder: Path, checkpoint: Path | None, recipe: str, *, batches_are_compared: bool = False
+) -> None:
+    """Refuse to continue a checkpoint of another recipe, or to begin where one has left a model or checkpoints.
 
     Raises:
         UserError: naming the keys that differ.
     """
-    if (folder / "final").exists() or any(folder.glob("checkpoint-*")):
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, recipe, batches_are_compared=batches_are_compared)
+    elif (folder / "final").exists() or any(folder.glob("checkpoint-*")):
         check_same_recipe(folder, recipe, batches_are_compared=True)
 
 

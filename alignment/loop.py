@@ -24,8 +24,7 @@ from alignment.folders import (
     OracleFigures,
     RunFiles,
     RunResult,
-    check_same_recipe,
-    check_unclaimed,
+    check_begins_or_continues,
     oracle_accounts,
     run_card,
     write_header,
@@ -121,10 +120,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
     folder = Path(recipe.output_dir)
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
-    if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_yaml(), batches_are_compared=True)
-    else:
-        check_unclaimed(folder, recipe.to_yaml())
+    check_begins_or_continues(folder, checkpoint, recipe.to_yaml(), batches_are_compared=True)
     oracle = None if recipe.oracle is None else build_oracle(recipe.oracle, args.device, accounts)
     set_seed(recipe.seed)
     data = prepare_data(

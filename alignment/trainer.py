@@ -35,6 +35,7 @@ from alignment.batches import (
     blanks_filled,
     check_context,
     check_feedback,
+    counted_once,
     rows_to_encode,
 )
 from alignment.checkpoints import (
@@ -470,7 +471,7 @@ class PreferenceTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # A staged epoch has whole batches only.
         if batches and self._steps == 1:
-            batches[-1] = {"batch": self._once(batches[-1]["batch"])}
+            batches[-1] = {"batch": self._counted_once(batches[-1]["batch"])}
         self._step = (self._step + 1) % self._steps
         if self._step == 0 or self.needs.stages > 1:
             generator = torch.Generator().manual_seed(self._sample_seed())
@@ -496,14 +497,8 @@ class PreferenceTrainer(Trainer):
         ]
         return inputs, total
 
-    def _once(self, batch: Batch) -> Batch:
-        """A batch in which rows weigh nothing that Accelerate repeats, where an epoch ends between two processes."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
-            return batch
-        own = state.remainder - self.args.process_index * len(batch.rows)
-        is_own_B = torch.arange(len(batch.rows), device=batch.row_weight_B.device) < own
-        return replace(batch, row_weight_B=batch.row_weight_B * is_own_B)
+    def _counted_once(self, batch: Batch) -> Batch:
+        return counted_once(batch, self.accelerator.gradient_state, index=self.args.process_index)
 
     def _sample_seed(self) -> int:
         """Another seed for every run, step and rank; a function of them, so that a resumed run samples the same."""
@@ -701,7 +696,7 @@ class PreferenceTrainer(Trainer):
         has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
         kls: list[Tensor] = []
         for inputs in self.get_eval_dataloader(eval_dataset):
-            batch = self._once(inputs["batch"])
+            batch = self._counted_once(inputs["batch"])
             with torch.no_grad():
                 if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
                     kls.append(torch.where(batch.row_weight_B > 0, self._kl_to_ref(batch, generator), torch.nan))

@@ -18,7 +18,7 @@ from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
 from alignment.fitting.mixture import run_mixture
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_same_recipe, check_unclaimed, write_header
+from alignment.folders import RunFiles, check_begins_or_continues, write_header
 from alignment.models import load_reward_model, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.ranks import Ranks
@@ -52,10 +52,7 @@ def run(recipe: RewardRecipe) -> FitResult:
     train_pairs, eval_pairs = pairs_of("training", data.train), pairs_of("held-out", data.evaluation)
     folder = Path(recipe.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
-    if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_yaml())
-    else:
-        check_unclaimed(folder, recipe.to_yaml())
+    check_begins_or_continues(folder, checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)

@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
+from alignment.checkpoints import last_checkpoint
 from alignment.config.fitting import ComparisonData, DemonstrationData, RewardRecipe, SFTRecipe
 from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
@@ -81,11 +82,8 @@ def find_checkpoint(asked: str | None, folder: Path) -> Path | None:
     """Where to resume: ``last`` is the last checkpoint of the run folder that was not broken off."""
     if asked != "last":
         return None if asked is None else Path(asked)
-    # It is written after weights, optimizer and states of the generators.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    if not whole:
-        raise UserError(f"expected a whole checkpoint to resume from in {folder}, found none")
-    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    # Transformers writes it after weights, optimizer and the states of generators.
+    return last_checkpoint(folder, written_last="trainer_state.json")
 
 
 def print_table(before: Mapping[str, float], after: Mapping[str, float], console: Console) -> None:

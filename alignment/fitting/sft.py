@@ -15,7 +15,7 @@ from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_same_recipe, check_unclaimed, write_header
+from alignment.folders import RunFiles, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.ranks import Ranks
@@ -48,10 +48,7 @@ def run(recipe: SFTRecipe) -> FitResult:
     eval_set = encode("held-out", eval_rows, tokenizer, recipe.data, console)
     folder = Path(recipe.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
-    if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_yaml())
-    else:
-        check_unclaimed(folder, recipe.to_yaml())
+    check_begins_or_continues(folder, checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
