@@ -54,5 +54,6 @@ On a GPU, with a model of yours: a recipe of recipes/egpo, or this one with anot
 
   alignment train recipes/quickstart/egpo.yaml evaluation.exact=null policy.model=Qwen/Qwen2.5-1.5B-Instruct \\
     data.prompts.path=prompts.jsonl data.evaluation=null oracle='{kind: bradley_terry, model: your/reward-model}' \\
-    evaluation.oracle=null training.learning_rate=1e-6 sampling.max_new_tokens=256 data.max_prompt_length=512
+    evaluation.oracle=null training.learning_rate=1e-6 sampling.max_new_tokens=256 data.max_prompt_length=512 \\
+    output_dir=runs/egpo
 TEXT
