@@ -87,6 +87,11 @@ class AlignmentArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
 
+    @property
+    def effective_batch(self) -> int:
+        """Prompts of an optimizer step, of all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
     def sampling(self) -> Sampling:
         """How responses are drawn."""
         return Sampling(

@@ -155,15 +155,26 @@ def oracle_accounts(folder: Path) -> Iterator[Accounts]:
         accounts.close()
 
 
-# What may differ between a run and its continuation: how long, where, and what is seen of it.
-_FREE = re.compile(
-    r"output_dir|schedule\.rounds|evaluation\..+|training\.(resume_from_checkpoint|max_steps|num_train_epochs|disable_tqdm|report_to|run_name"
-    r"|(logging|eval|save|hub|dataloader)_\w+|push_to_hub)"
+# Keys of `training` that do not touch the weights: where they go, and what is seen of them.
+_BESIDE = re.compile(
+    r"resume_from_checkpoint|disable_tqdm|report_to|run_name|push_to_hub"
+    r"|(logging|eval|save|hub|dataloader(?!_drop_last))_\w+"
 )
+# What may differ besides between a run and its continuation: where it is, and how long it takes.
+_FREE = re.compile(r"output_dir|schedule\.rounds|evaluation\..+|training\.(max_steps|num_train_epochs)")
+# How a launch divides an effective batch; where its size is compared, this may differ.
+_DIVISION = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-# What may differ where a trainer compares effective batches itself: how these are divided.
-_DIVISION = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
+def deciding_training(training: Mapping[str, Any], *, batches_are_compared: bool = False) -> dict[str, Any]:
+    """A recipe's ``training`` without what does not touch the weights.
+
+    Args:
+        training: keys of ``transformers.TrainingArguments``.
+        batches_are_compared: by who trains, so that another number of processes may divide them otherwise.
+    """
+    free = _DIVISION if batches_are_compared else ()
+    return {key: value for key, value in training.items() if not _BESIDE.fullmatch(key) and key not in free}
 
 
 def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bool = False) -> None:
@@ -172,7 +183,7 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
     Args:
         checkpoint: one without a recipe, from a trainer in Python, is not compared.
         recipe: the resolved one of the continuation.
-        batches_are_compared: by who continues, so that another number of processes may divide them otherwise.
+        batches_are_compared: by who continues it.
 
     Raises:
         UserError: naming the keys that differ.
@@ -182,14 +193,14 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
         return
     # An empty block says as much as none.
     before, now = (
-        {key: value for key, value in leaves(_deciding(parse_text(text, str(path)))) if value != {}}
+        {
+            key: value
+            for key, value in leaves(_deciding(parse_text(text, str(path)), batches_are_compared))
+            if value != {}
+        }
         for text in (path.read_text(), recipe)
     )
-    differing = {
-        key: values
-        for key, values in differences(before, now).items()
-        if not _FREE.fullmatch(key) and not (batches_are_compared and key in _DIVISION)
-    }
+    differing = {key: values for key, values in differences(before, now).items() if not _FREE.fullmatch(key)}
     if differing:
         said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
         raise UserError(
@@ -212,10 +223,11 @@ def check_begins_or_continues(
         check_same_recipe(folder, recipe, batches_are_compared=True)
 
 
-def _deciding(tree: dict[str, Any]) -> dict[str, Any]:
-    """The recipe without what an oracle may cost."""
+def _deciding(tree: dict[str, Any], batches_are_compared: bool) -> dict[str, Any]:
+    """The recipe without what an oracle may cost, and what of its training does not touch the weights."""
     players = {
         name: {**spec, "oracle": deciding_keys(spec["oracle"])} for name, spec in (tree.get("players") or {}).items()
     }
     oracle = None if tree.get("oracle") is None else deciding_keys(tree["oracle"])
-    return {**tree, "oracle": oracle, "players": players}
+    training = deciding_training(tree.get("training") or {}, batches_are_compared=batches_are_compared)
+    return {**tree, "oracle": oracle, "players": players, "training": training}

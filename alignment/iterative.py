@@ -95,7 +95,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
     check_engine(args.engine, args.engine_options)
     ranks = Ranks(args.process_index, args.world_size)
     folder = Path(recipe.output_dir)
-    check_same_recipe(folder, recipe.to_yaml())
+    check_same_recipe(folder, recipe.to_yaml(), batches_are_compared=True)
     console = Console(stderr=True, quiet=not ranks.is_first, soft_wrap=True)
 
     def announce(line: str) -> None:
@@ -144,6 +144,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
                 engine=engine,
                 ranks=ranks,
                 batch_size=args.eval_batch_size,
+                effective_batch=args.effective_batch,
                 announce=announce,
             )
         )

@@ -157,7 +157,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
             callbacks=[OracleFigures(accounts), RunFiles(folder, recipe.to_yaml()), *build_callbacks(recipe)],
         ),
     )
-    for line in (f"policy: {_describe(trainer)}", *trainer.notes):
+    for line in (f"policy: {trainer.describe()}", *trainer.notes):
         console.print(line, markup=False, highlight=False)
     return _Setup(trainer=trainer, checkpoint=checkpoint, console=console, is_first=is_first)
 
@@ -238,19 +238,6 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
 
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
-
-
-def _describe(trainer: PreferenceTrainer) -> str:
-    """What the launch really is: a launcher that silently runs one process is caught by eye here."""
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    state = trainer.accelerator.state
-    talk = f" ({', '.join(filter(None, (trainer.sharding, state.backend)))})" if state.num_processes > 1 else ""
-    return (
-        f"{parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained, on {trainer.args.device}; "
-        f"{state.num_processes} process(es), {state.distributed_type.value}{talk}; "
-        f"effective batch {trainer.effective_batch} prompts"
-    )
 
 
 def _checkpoint(asked: str | None, folder: Path) -> Path | None:

@@ -24,7 +24,7 @@ from alignment.config import Recipe, build_arguments, build_callbacks, build_mea
 from alignment.data import EncodedRow, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.folders import RunFiles, check_same_recipe, write_header, write_samples
+from alignment.folders import RunFiles, check_same_recipe, deciding_training, write_header, write_samples
 from alignment.generation import Engine
 from alignment.models import load_causal_model, load_policy, lora_config
 from alignment.oracles import deciding_keys, num_questions
@@ -73,6 +73,7 @@ class Player:
         engine: draws the answers that are trained on.
         ranks: the processes of the launch.
         batch_size: prompts that a process answers or asks about at once.
+        effective_batch: prompts of an optimizer step, of all processes of this launch.
         announce: is told what was done.
     """
 
@@ -91,6 +92,7 @@ class Player:
         engine: Engine,
         ranks: Ranks,
         batch_size: int,
+        effective_batch: int,
         announce: Announce,
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
@@ -98,6 +100,7 @@ class Player:
         self.engine = engine
         self.label = f" of {name}" if name else ""
         self._judge, self._announce, self._batch_size = judge, announce, batch_size
+        self._effective_batch = effective_batch
         self._method = recipe.build_method()
         self._measures = build_measures(recipe)
         self._tree = recipe.model_dump(mode="json", exclude_none=True)
@@ -150,16 +153,17 @@ class Player:
         is_last = index == self._method.needs.fits - 1
 
         def make() -> tuple[Path, dict[str, Any]]:
+            training = self.recipe.training
             made_by = {
                 "preferences": self.preferences(number).fingerprint,
                 "policy": self._start_of(number, index).fingerprint,
                 "method": self.recipe.method,
-                "training": self.recipe.training,
+                "training": deciding_training(training, batches_are_compared=True),
                 "anchors": self._tree["anchors"],
             }
-            if self.recipe.training.get("load_best_model_at_end"):
-                # Else an evaluation only looks.
-                made_by["evaluation"] = self._tree.get("evaluation")
+            if training.get("load_best_model_at_end"):
+                # Else an evaluation only looks, and a checkpoint is gone afterwards.
+                made_by |= {"training": training, "evaluation": self._tree.get("evaluation")}
             rivals = {rival: self._others[rival].policy_after(number - 1).fingerprint for rival in self._rivals}
             folder = self._round(number) if is_last else self._round(number) / f"fit-{index + 1}"
             return folder / "model", made_by | ({"players": rivals} if rivals else {})
@@ -213,9 +217,12 @@ class Player:
             # The trainer stores what it reads; a later fit starts from a model that is not there yet.
             self._make_trainer(number, 0)
         if stage == "train":
+            # The rounds are one training, whatever launches they are divided over.
+            self._check_batch(self._start_of(number, 0))
             for index in range(self._method.needs.fits):
                 model = self.fit(number, index)
                 if model.is_finished():
+                    self._check_batch(model)
                     described = _describe(model.notes()["metrics"])
                     self._say(number, f"{self._name_of(index)}finished before, {described}")
                 else:
@@ -240,6 +247,18 @@ class Player:
             raise UserError(
                 f"{self.preferences(number).path}: expected the comparisons of round {number}, found none; run "
                 "`alignment judge` first"
+            )
+
+    def _check_batch(self, model: Artefact) -> None:
+        """Refuse to go on from a model that was trained with another effective batch than this launch has."""
+        if model == self.start():
+            return
+        before = model.notes()["effective_batch"]
+        if before != self._effective_batch:
+            raise UserError(
+                f"{model.path}: trained with an effective batch of {before} prompts, and this launch on "
+                f"{self.ranks.count} process(es) has {self._effective_batch}; change per_device_train_batch_size or "
+                "gradient_accumulation_steps, or start anew in another output_dir"
             )
 
     def finish(self, rounds: int) -> Ends:
@@ -362,10 +381,10 @@ class Player:
         if self.ranks.is_first:
             write_header(folder, recipe.to_yaml(), checkpoint)
         if checkpoint is not None:
-            check_same_recipe(checkpoint, recipe.to_yaml())
+            check_same_recipe(checkpoint, recipe.to_yaml(), batches_are_compared=True)
             self._say(number, f"resuming from {checkpoint}")
         if index == 0:
-            for note in trainer.notes:
+            for note in (f"policy: {trainer.describe()}", *trainer.notes):
                 self._say(number, note)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -382,7 +401,7 @@ class Player:
         trainer.save_model(str(partial))
         if self.ranks.is_first:
             partial.rename(model.path)
-            model.finish(metrics=metrics, seconds=seconds)
+            model.finish(metrics=metrics, seconds=seconds, effective_batch=self._effective_batch)
             if self.held_out and index == self._method.needs.fits - 1:
                 write_samples(self.folder, met)
             for path in folder.glob("checkpoint-*"):

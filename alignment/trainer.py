@@ -1,13 +1,10 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
-import dataclasses
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -20,11 +17,9 @@ from torch.utils.data import Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
 )
-from transformers.trainer_utils import rotate_checkpoints
 
 from alignment.anchors import AnchorSet, FrozenPolicy
 from alignment.arguments import AlignmentArguments
@@ -38,15 +33,6 @@ from alignment.batches import (
     counted_once,
     rows_to_encode,
 )
-from alignment.checkpoints import (
-    STATE_FILE,
-    Division,
-    join_parts,
-    last_checkpoint,
-    load_state,
-    save_state,
-    settle_joined,
-)
 from alignment.data import (
     Batch,
     EncodedRow,
@@ -55,7 +41,7 @@ from alignment.data import (
     stop_token_ids,
     with_mismatched,
 )
-from alignment.errors import BudgetError, UserError
+from alignment.errors import UserError
 from alignment.evaluation import ReferenceMatch
 from alignment.functional import preference_metrics
 from alignment.generation import build_engine, check_engine, engine_refusal
@@ -77,6 +63,7 @@ from alignment.metrics import Means
 from alignment.optim import ExtraGradient
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
+from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
 from alignment.sharding import refresh_from_optimizer
 from alignment.stages import (
@@ -103,7 +90,7 @@ _CALIBRATION_PROMPTS = 128
 _KL_PROMPTS = 32
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Trains any method: the card says what the loss needs, and this loop supplies it.
 
     An iteration has as many optimizer steps as the method has stages, or as ``args.steps_per_rollout`` says.
@@ -193,8 +180,7 @@ class PreferenceTrainer(Trainer):
                 f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
                 "would be about samples of a policy that is gone; more need one that reads the behaviour's log-probs"
             )
-        # Optimizer steps of an iteration.
-        self._steps = self.needs.stages * args.steps_per_rollout
+        self.iteration_steps = self.needs.stages * args.steps_per_rollout
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
@@ -205,7 +191,7 @@ class PreferenceTrainer(Trainer):
             check_context((*train_rows, *eval_rows), model.config, max_new_tokens=args.max_new_tokens)
         super().__init__(
             model=model,
-            args=count_steps(args, self._steps),
+            args=count_steps(args, self.iteration_steps),
             data_collator=Collator(processing_class.pad_token_id),
             train_dataset=EncodedRows(train_rows),
             eval_dataset=EncodedRows(eval_rows) if eval_rows else None,
@@ -223,18 +209,16 @@ class PreferenceTrainer(Trainer):
         self.notes = self._choose_scoring()
         self.anchors = self._make_anchors(ref_model, past_models, players)
         self.add_callback(RefreshEngine(self.engine))
-        self.add_callback(WholeIterations(self._steps))
-        self.add_callback(AdvanceAnchors(self.anchors, steps_between=self._steps * self.needs.inner_steps))
+        self.add_callback(WholeIterations(self.iteration_steps))
+        self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.iteration_steps * self.needs.inner_steps))
         self.average: TrainableWeights | None = None
         if args.average_decay is not None:
             self.average = TrainableWeights(self.model)
-            self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self._steps))
+            self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self.iteration_steps))
         self.match = self._make_match(ref_model, self.oracle if eval_oracle is None else eval_oracle)
         if isinstance(oracle, PanelOracle) and oracle.uncalibrated:
             self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
-        # The last step of an iteration: the first batch begins one.
-        self._step = self._steps - 1
         self._rolled: list[Annotated] = []
         self._own_anchors = self._choose_own_anchors()
         self._means = {"train": Means(), "eval": Means()}
@@ -243,23 +227,6 @@ class PreferenceTrainer(Trainer):
     def is_online(self) -> bool:
         """Whether responses are sampled from the policy while it trains."""
         return self.needs.samples_in_batches
-
-    @property
-    def effective_batch(self) -> int:
-        """Prompts of an optimizer step, of all processes."""
-        own = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return own * self.args.world_size
-
-    @property
-    def sharding(self) -> str | None:
-        """How weights or the optimizer's state are divided over processes; ``None`` where each has the whole."""
-        if self.args.deepspeed_plugin is not None:
-            return f"ZeRO-{self.args.deepspeed_plugin.zero_stage}"
-        return "FSDP" if self.is_fsdp_enabled else None
-
-    @property
-    def _division(self) -> Division:
-        return Division(num_processes=self.args.world_size, num_prompts=self.effective_batch, sharding=self.sharding)
 
     def count_oracle_calls(self) -> int:
         """Verdicts that were trained on: questions to the oracle, or what the data set holds. All processes call it."""
@@ -446,14 +413,14 @@ class PreferenceTrainer(Trainer):
     # Batches ---------------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset[EncodedRow] | None = None) -> Sampler[int] | None:
-        if self._steps == 1:
+        if self.iteration_steps == 1:
             return super()._get_train_sampler(train_dataset)
         chunk = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         assert isinstance(self.train_dataset, EncodedRows)
         return StagedSampler(
             self.train_dataset.rows,
             chunk=chunk,
-            repeats=self._steps,
+            repeats=self.iteration_steps,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
@@ -470,10 +437,9 @@ class PreferenceTrainer(Trainer):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # A staged epoch has whole batches only.
-        if batches and self._steps == 1:
+        if batches and self.iteration_steps == 1:
             batches[-1] = {"batch": self._counted_once(batches[-1]["batch"])}
-        self._step = (self._step + 1) % self._steps
-        if self._step == 0 or self.needs.stages > 1:
+        if self.step_in_iteration == 0 or self.needs.stages > 1:
             generator = torch.Generator().manual_seed(self._sample_seed())
             asked_before = num_questions(self.oracle)
             self._rolled = [self._annotate(inputs["batch"], generator) for inputs in batches]
@@ -483,8 +449,8 @@ class PreferenceTrainer(Trainer):
         annotated = self._rolled
         if self.needs.stages > 1:
             wrapper = self._extragradient()
-            wrapper.stage = self._step
-            if self._step > 0:
+            wrapper.stage = self.step_in_iteration
+            if wrapper.stage > 0:
                 # Opponents came from the look-ahead point; the gradient is taken where the iteration started.
                 wrapper.rewind()
                 if self.is_deepspeed_enabled:
@@ -650,18 +616,18 @@ class PreferenceTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
-        if self._steps == 1 or self.lr_scheduler is not None:
+        if self.iteration_steps == 1 or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        scheduler = super().create_scheduler(num_training_steps // self._steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps // self.iteration_steps, optimizer)
         if not isinstance(scheduler, LambdaLR):
             raise UserError(
                 f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for "
-                f"iterations of {self._steps} steps, got {type(scheduler).__name__}"
+                f"iterations of {self.iteration_steps} steps, got {type(scheduler).__name__}"
             )
-        scheduler.lr_lambdas = [per_iteration(function, self._steps) for function in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [per_iteration(function, self.iteration_steps) for function in scheduler.lr_lambdas]
         return scheduler
 
-    # Log, evaluate, save ---------------------------------------------------------------------------------------------
+    # Log, evaluate ---------------------------------------------------------------------------------------------------
 
     def _record(
         self, split: str, x: LossInputs, output: LossOutput, weights_B: Tensor, sampled: Mapping[str, Tensor]
@@ -673,7 +639,7 @@ class PreferenceTrainer(Trainer):
         """Adds the method's metrics, and the iteration, to what Trainer logs."""
         if "loss" in logs:
             logs = {**self._means["train"].take(self._total), **logs}
-        logs["iteration"] = self.state.global_step // self._steps
+        logs["iteration"] = self.state.global_step // self.iteration_steps
         super().log(logs, start_time)
 
     def evaluate(
@@ -738,57 +704,19 @@ class PreferenceTrainer(Trainer):
         """Not estimated: Trainer's rule of thumb knows neither groups nor rollouts."""
         return 0
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self._step == self._steps - 1, "checkpoints are taken after the last step of an iteration"
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
-            # What is left of one that was broken off would be taken for a part of this one.
-            shutil.rmtree(folder, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        # Older ones go when this one is whole.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
-        # Every process has written its part.
-        self.accelerator.wait_for_everyone()
-        num_questions = self._count_questions()
-        if self.args.should_save:
-            state = {
-                "anchors": self.anchors.state_dict(),
-                "groups": None if self.groups is None else self.groups.state,
-                "num_questions": num_questions,
-                **dataclasses.asdict(self._division),
-                "average": None if self.average is None else self.average.values,
-            }
-            save_state(folder, state)
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+    # Continue --------------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
-        """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
+    def state_beside_weights(self) -> dict[str, Any]:
+        """Slow targets, the panel's state, the count of questions of all processes, and the average."""
+        return {
+            "anchors": self.anchors.state_dict(),
+            "groups": None if self.groups is None else self.groups.state,
+            "num_questions": self._count_questions(),
+            "average": None if self.average is None else self.average.values,
+        }
 
-        Args:
-            resume_from_checkpoint: a folder, or true for the last whole checkpoint in ``args.output_dir``.
-            **trainer_options: of ``transformers.Trainer.train``, verbatim.
-
-        Raises:
-            UserError: if there is no whole checkpoint.
-            BudgetError: where the oracle's budget ends; on one process a checkpoint of the last iteration is left.
-        """
-        if not resume_from_checkpoint:
-            return self._train_within_budget(trainer_options)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
-        state = load_state(resume_from_checkpoint)
-        saved = Division(**{field.name: state[field.name] for field in dataclasses.fields(Division)})
-        saved.check_continued_by(self._division)
-        if saved.is_zero and saved.num_processes != self.args.world_size:
-            join_parts(Path(resume_from_checkpoint), saved.num_processes)
-            self.args.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
+    def load_beside_weights(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_beside_weights`."""
         self.anchors.load_state_dict(state["anchors"])
         # The count of all, by whatever number of processes.
         self.num_questions = state["num_questions"] if self.is_world_process_zero() else 0
@@ -796,31 +724,3 @@ class PreferenceTrainer(Trainer):
             self.groups.state = state["groups"]
         if self.average is not None:
             self.average.load(state["average"])
-        return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Transformers' own; DeepSpeed has loaded the checkpoint before."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.is_deepspeed_enabled and self.model_wrapped.load_universal_checkpoint():
-            settle_joined(self.model_wrapped, Path(checkpoint))
-
-    def _run_epoch(self, *positional: Any, **named: Any) -> None:
-        """Transformers' own; nothing where a checkpoint of the last step is continued: it would take one more."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*positional, **named)
-        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
-
-    def _train_within_budget(self, trainer_options: Mapping[str, Any]) -> Any:
-        try:
-            return super().train(**trainer_options)
-        except BudgetError as error:
-            # Inside an iteration the weights are nobody's policy, and other processes wait inside the step.
-            is_whole = self.state.global_step > 0 and self.state.global_step % self._steps == 0
-            if not is_whole or self.args.world_size > 1:
-                raise
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            if not (folder / STATE_FILE).exists():
-                self._step = self._steps - 1
-                self._save_checkpoint(self.model, trial=None)
-                self.callback_handler.on_save(self.args, self.state, self.control)
-            raise BudgetError(f"{error}; {folder} continues it (training.resume_from_checkpoint=last)") from None

@@ -39,7 +39,7 @@ LAYERS = [
         "_trl_compat",
     },
     {"anchors", "stages", "rounds", "groups", "rewards", "evaluation", "diagnosis", "model_card", "store"},
-    {"arguments", "launch", "batches", "checkpoints", "iterations", "metrics", "trainer", "trainers"},
+    {"arguments", "launch", "batches", "checkpoints", "iterations", "metrics", "resumable", "trainer", "trainers"},
     {
         "config",
         "preparation",

@@ -102,6 +102,35 @@ def test_another_length_of_training_is_refused_by_its_artefact(finished: Path) -
         run("mnpo", finished, "training.max_steps=3")
 
 
+def test_another_effective_batch_is_refused(finished: Path) -> None:
+    with pytest.raises(UserError, match=r"round-1/model: trained with an effective batch of 16 .* 1 process.* has 8;"):
+        run("mnpo", finished, "training.per_device_train_batch_size=8")
+
+
+def test_the_same_batch_may_be_divided_and_looked_at_otherwise(finished: Path, tmp_path: Path) -> None:
+    divided = ("training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=2")
+    for name, settings in {"as before": (), "divided": (*divided, "training.logging_steps=2")}.items():
+        shutil.copytree(finished, tmp_path / name)
+        run("mnpo", tmp_path / name, "schedule.rounds=4", *settings)
+    one, other = (weights(tmp_path / name, 4) for name in ("as before", "divided"))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_picks_the_best_model_decides_it(tmp_path: Path) -> None:
+    best = ("training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=steps")
+    best += ("training.metric_for_best_model=win_rate_vs_ref", "schedule.rounds=1")
+    run("mnpo", tmp_path, *best, "training.eval_steps=1", "training.save_steps=1")
+    with pytest.raises(UserError, match=r"round-1/model: made by other values of training\.eval_steps \(1 then, 2 now"):
+        run("mnpo", tmp_path, *best, "training.eval_steps=2", "training.save_steps=2")
+
+
+def test_a_best_model_by_a_figure_that_nobody_finds_is_refused(tmp_path: Path) -> None:
+    """Prompts alone have no loss, which is what transformers looks for."""
+    best = ("training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.save_strategy=steps")
+    with pytest.raises(UserError, match=r"metric_for_best_model: expected one of kl_to_ref, win_rate.*, got 'loss'"):
+        run("mnpo", tmp_path, "schedule.rounds=1", *best, "training.eval_steps=1", "training.save_steps=1")
+
+
 def test_a_crash_at_the_oracle_keeps_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "inpo"
 

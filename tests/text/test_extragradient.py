@@ -32,14 +32,14 @@ class Watched(PreferenceTrainer):
         return found
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Tensor:
-        self.before.append((self._step, self.snapshot()))
+        self.before.append((self.step_in_iteration, self.snapshot()))
         return super().compute_loss(*arguments, **options)
 
     def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
         wrapper = self._extragradient()
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         if wrapper._start:
-            self.ahead.append((self._step, self.snapshot()))
+            self.ahead.append((self.step_in_iteration, self.snapshot()))
             self.backed_up.append({names[parameter] for parameter in wrapper._start})
             self.backup_bytes.append(
                 sum(

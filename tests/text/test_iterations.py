@@ -69,9 +69,11 @@ def test_several_steps_share_a_rollout(tmp_path: object) -> None:
         def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Tensor:
             annotated = inputs["annotated"]
             # Not scored apart: the first step's own forward says it.
-            assert ("behaviour" in annotated.anchors) == (self._step > 0)
+            assert ("behaviour" in annotated.anchors) == (self.step_in_iteration > 0)
             x, _ = self._forward(model, annotated)
-            seen.append((self._step, annotated.completions.input_ids_BGT, x.logps_BG - x.anchor("behaviour")))
+            seen.append(
+                (self.step_in_iteration, annotated.completions.input_ids_BGT, x.logps_BG - x.anchor("behaviour"))
+            )
             return super().compute_loss(model, inputs, *rest, **options)
 
     trainer = trainer_of(tmp_path, CLIPPED, steps_per_rollout=2)
@@ -114,7 +116,7 @@ def test_the_average_is_that_of_all_policies(decay: float, tmp_path: object) -> 
 
     class Watched(PreferenceTrainer):
         def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-            if self._step == 0:
+            if self.step_in_iteration == 0:
                 policies.append(weights(self))
             return super().training_step(*arguments, **options)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignment import loop, trainer
+from alignment import loop, resumable
 from alignment.checkpoints import last_checkpoint
 from alignment.config import load_recipe
 from alignment.errors import UserError
@@ -92,7 +92,7 @@ def test_a_save_that_is_broken_off_costs_no_checkpoint(tmp_path: Path, monkeypat
         *("training.save_strategy=steps", "training.save_steps=1", "training.save_total_limit=1"),
         *("data.eval_fraction=0", "training.eval_strategy=no"),
     )
-    save_state = trainer.save_state
+    save_state = resumable.save_state
 
     def break_off(folder: Path, state: Mapping[str, object]) -> None:
         if folder.name == "checkpoint-2":
@@ -100,7 +100,7 @@ def test_a_save_that_is_broken_off_costs_no_checkpoint(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         save_state(folder, state)
 
-    monkeypatch.setattr(trainer, "save_state", break_off)
+    monkeypatch.setattr(resumable, "save_state", break_off)
     with pytest.raises(KeyboardInterrupt):
         small_run(tmp_path, *saves)
     assert last_checkpoint(tmp_path).name == "checkpoint-1" and (tmp_path / "checkpoint-2" / "rest").exists()

@@ -233,7 +233,7 @@ def test_the_second_stage_starts_where_the_first_did(tmp_path: object) -> None:
                 for value in state.values()
                 if isinstance(value, Tensor)
             ]
-            seen.append((self._step, parameters(self.model), moments))
+            seen.append((self.step_in_iteration, parameters(self.model), moments))
             return super().compute_loss(*arguments, **options)
 
     trainer = enumerated(tmp_path)
