@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 from alignment.errors import UserError
 from alignment.generation import read_options
 from alignment.logps import Layout, Logits, Scoring
+from alignment.ranks import Ranks
 from alignment.stages import Sampling
 
 Freshness = Literal["auto", "fresh"]
@@ -91,6 +92,11 @@ class AlignmentArguments(TrainingArguments):
     def effective_batch(self) -> int:
         """Prompts of an optimizer step, of all processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def ranks(self) -> Ranks:
+        """Which of the launch's processes this one is."""
+        return Ranks(self.process_index, self.world_size)
 
     def sampling(self) -> Sampling:
         """How responses are drawn."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,7 +48,7 @@ class Entry:
 def write_entry(path: Path, key: str, entry: Entry) -> None:
     """Write an entry under a key that names everything that it was made from."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{uuid4().hex}.partial")
     manifest = {"key": key, "checksum": _checksum(entry), "notes": entry.notes}
     save_file(dict(entry.tensors), partial, metadata={"manifest": json.dumps(manifest)})
     # A reader sees the whole file or none.

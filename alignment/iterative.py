@@ -22,7 +22,6 @@ from alignment.models import load_tokenizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.players import Announce, Player
 from alignment.preparation import prepare_data, write_report
-from alignment.ranks import Ranks
 
 Stage = Literal["rollout", "judge", "annotate", "train"]
 # Training annotates by itself.
@@ -93,7 +92,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
     args = build_arguments(recipe)
     check_launch(args)
     check_engine(args.engine, args.engine_options)
-    ranks = Ranks(args.process_index, args.world_size)
+    ranks = args.ranks
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml(), batches_are_compared=True)
     console = Console(stderr=True, quiet=not ranks.is_first, soft_wrap=True)

@@ -36,7 +36,6 @@ from alignment.launch import check_deepspeed, check_launch, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
-from alignment.ranks import Ranks
 from alignment.report import LABELS, write_report_page
 from alignment.trainer import PreferenceTrainer
 
@@ -86,8 +85,7 @@ def annotate(recipe: Recipe) -> None:
         if recipe.samples_in_rounds:
             iterative.run_stage(recipe, "annotate", accounts)
         else:
-            trainer = _set_up(recipe, accounts).trainer
-            Ranks(trainer.args.process_index, trainer.args.world_size).part()
+            _set_up(recipe, accounts).trainer.args.ranks.part()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +171,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started - (trainer.evaluation_seconds - evaluated)
     after = trainer.evaluate() if has_held_out else {}
-    ranks = Ranks(trainer.args.process_index, trainer.args.world_size)
+    ranks = trainer.args.ranks
     met = () if trainer.match is None else ranks.gather(trainer.match.last)
     model_folder = folder / "final"
     trainer.save_model(str(model_folder))

@@ -30,6 +30,11 @@ class Ranks:
         """Whether this process writes and speaks."""
         return self.index == 0
 
+    @property
+    def is_first_of_machine(self) -> bool:
+        """Whether this process writes what each machine keeps for itself."""
+        return self.count == 1 or PartialState().is_local_main_process
+
     def own(self, parts: Sequence[T]) -> Iterator[tuple[int, T]]:
         """This process's share of the parts, with their numbers; neighbours go to different processes."""
         return ((number, part) for number, part in enumerate(parts) if number % self.count == self.index)
@@ -54,3 +59,6 @@ class Ranks:
             self.wait()
             time.sleep(_SECONDS_TO_SETTLE)
             PartialState().destroy_process_group()
+
+
+ALONE = Ranks()

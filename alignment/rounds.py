@@ -20,11 +20,9 @@ import torch
 from alignment.data import Comparison, EncodedRow, collate, prompt_text
 from alignment.oracles import ask, preference_matrix
 from alignment.policies import CausalLMPolicy
-from alignment.ranks import Ranks
+from alignment.ranks import ALONE, Ranks
 from alignment.stages import prompts_only
 from alignment.types import Completions, Oracle
-
-ALONE = Ranks()
 
 
 def answer_prompts(

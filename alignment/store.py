@@ -16,6 +16,7 @@ from torch import Tensor
 from alignment.anchors import AnchorSet
 from alignment.cache import Entry, cache_folder, read_entry, write_entry
 from alignment.data import EncodedRow, collate
+from alignment.ranks import ALONE, Ranks
 
 _FORMAT = "1"
 
@@ -32,6 +33,7 @@ def with_stored_anchors(
     folder: Path,
     batch_size: int,
     announce: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> tuple[EncodedRow, ...]:
     """The rows with the log-probs of every anchor: read where they are stored, else computed once and stored.
 
@@ -41,6 +43,7 @@ def with_stored_anchors(
         folder: of the store.
         batch_size: rows scored at once.
         announce: is told what was read and what was computed.
+        ranks: the processes that share what is computed; each gets all of it.
 
     Raises:
         UserError: if a stored file is damaged or stale.
@@ -50,7 +53,7 @@ def with_stored_anchors(
     for name in anchors.names:
         policy = anchors.fingerprint(name)
         if policy not in known:
-            known[policy] = _of_policy(result, anchors, name, policy, folder, batch_size, announce)
+            known[policy] = _of_policy(result, anchors, name, policy, folder, batch_size, announce, ranks)
         result = tuple(
             replace(
                 item,
@@ -76,15 +79,18 @@ def _of_policy(
     folder: Path,
     batch_size: int,
     announce: Callable[[str], None],
+    ranks: Ranks,
 ) -> tuple[EncodedRow, ...]:
     key = _key(rows, policy)
     path = folder / f"{key}.safetensors"
-    if path.exists():
+    # Each machine may have a folder of its own.
+    if all(ranks.gather([(ranks.index, path.exists())])):
         values = read_entry(path, key, "log-probs").tensors["logps"]
         announce(f"log-probs of '{name}': {len(rows):,} rows read from {path}")
     else:
-        values = _score(rows, anchors, name, batch_size)
-        write_entry(path, key, Entry(tensors={"logps": values}, notes={}))
+        values = _score(rows, anchors, name, batch_size, ranks)
+        if ranks.is_first_of_machine:
+            write_entry(path, key, Entry(tensors={"logps": values}, notes={}))
         announce(f"log-probs of '{name}': {len(rows):,} rows computed and stored in {path}")
     return _attach(rows, values)
 
@@ -96,20 +102,20 @@ def _key(rows: Sequence[EncodedRow], policy: str) -> str:
     return digest.hexdigest()
 
 
-def _score(rows: Sequence[EncodedRow], anchors: AnchorSet, name: str, batch_size: int) -> Tensor:
+def _score(rows: Sequence[EncodedRow], anchors: AnchorSet, name: str, batch_size: int, ranks: Ranks) -> Tensor:
     """Log-probs of all completions of all rows one after the other, a row's mismatched completion after its own."""
     # Rows of similar length waste little on padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + max(map(len, rows[i].completion_ids)))
-    parts: list[Tensor] = [torch.empty(0)] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    own: list[tuple[int, Tensor]] = []
+    for _, chunk in ranks.own(chunks):
         batch = collate([rows[i] for i in chunk], pad_token_id=0).to(anchors.device)
         logps_BG = anchors.score_one(name, batch.completions).float().cpu()
         strangers_B1 = None if batch.mismatched is None else anchors.score_one(name, batch.mismatched).float().cpu()
         for b, i in enumerate(chunk):
-            own = logps_BG[b, : len(rows[i].completion_ids)]
-            parts[i] = own if strangers_B1 is None else torch.cat([own, strangers_B1[b]])
-    return torch.cat(parts)
+            logps = logps_BG[b, : len(rows[i].completion_ids)]
+            own.append((i, logps if strangers_B1 is None else torch.cat([logps, strangers_B1[b]])))
+    return torch.cat(ranks.gather(own))
 
 
 def _attach(rows: Sequence[EncodedRow], values: Tensor) -> tuple[EncodedRow, ...]:

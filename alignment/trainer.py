@@ -301,15 +301,14 @@ class PreferenceTrainer(ResumableTrainer):
             return anchors
         for data in (self.train_dataset, self.eval_dataset):
             if isinstance(data, EncodedRows) and data.has_responses:
-                # One process of a node computes; the others then find its file.
-                with self.args.main_process_first(desc="log-probs"):
-                    data.rows = with_stored_anchors(
-                        data.rows,
-                        anchors,
-                        folder=store_folder(),
-                        batch_size=self.args.eval_batch_size,
-                        announce=logger.info,
-                    )
+                data.rows = with_stored_anchors(
+                    data.rows,
+                    anchors,
+                    folder=store_folder(),
+                    batch_size=self.args.eval_batch_size,
+                    announce=logger.info,
+                    ranks=self.args.ranks,
+                )
         return anchors.unread()
 
     def _choose_scoring(self) -> tuple[str, ...]:
@@ -334,6 +333,7 @@ class PreferenceTrainer(ResumableTrainer):
                 num_completions=2,
                 batch_size=self.args.eval_batch_size,
                 seed=self.args.seed,
+                ranks=self.args.ranks,
             )
         calibrate(panel, answered)
 

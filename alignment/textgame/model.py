@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import os
+import shutil
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -59,12 +60,16 @@ def model_folder(world: World, tokenizer: PreTrainedTokenizerFast, model: LlamaF
     """Where the supervised model and its tokenizer stand as transformers load them; written if they are not there."""
     folder = _cached(_key(world, seed))
     if not folder.exists():
-        partial = folder.with_suffix(f".{os.getpid()}.partial")
+        partial = folder.with_suffix(f".{uuid4().hex}.partial")
         save_alone(model, dict(model.named_parameters()), partial)
         tokenizer.save_pretrained(partial)
-        # Another process may have been faster; then its folder stays.
-        if not folder.exists():
+        try:
             partial.rename(folder)
+        except OSError:
+            # Another process was faster, and its folder stays.
+            shutil.rmtree(partial)
+            if not folder.exists():
+                raise
     return folder
 
 

@@ -1,8 +1,12 @@
 """The log-prob store: equal to fresh log-probs, computed once, and never read for something else."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier, Lock, current_thread
 from typing import Any
 
 import pytest
@@ -10,9 +14,11 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast
 
+from alignment.batches import EncodedRows
 from alignment.data import Comparison
 from alignment.errors import UserError
-from alignment.store import store_folder
+from alignment.ranks import Ranks
+from alignment.store import store_folder, with_stored_anchors
 from alignment.trainer import PreferenceTrainer
 from tests.text.test_rounds import build, losses, make, rows, tokenizer
 
@@ -113,6 +119,62 @@ def test_a_damaged_or_stale_file_is_refused(fault: str, tokenizer: PreTrainedTok
         other.rename(path)
     with pytest.raises(UserError, match=r"delete it, and the log-probs are computed again"):
         make(tokenizer, tmp_path, method, store_anchors=True)
+
+
+@dataclass(frozen=True)
+class Meeting(Ranks):
+    """One of two threads in the place of processes."""
+
+    told: list[Any] = field(default_factory=list)
+    barrier: Barrier = field(default_factory=lambda: Barrier(2))
+
+    @property
+    def is_first_of_machine(self) -> bool:
+        return self.is_first
+
+    def gather(self, results: Sequence[tuple[int, Any]]) -> list[Any]:
+        self.told.extend(results)
+        self.barrier.wait(timeout=60)
+        whole = [result for _, result in sorted(self.told, key=lambda item: item[0])]
+        self.barrier.wait(timeout=60)
+        if self.is_first:
+            self.told.clear()
+        self.barrier.wait(timeout=60)
+        return whole
+
+
+def test_processes_share_what_is_computed(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 6 rows in batches of 2 one process scores 2 batches, the other 1, and both have what one alone has."""
+    trainer = make(tokenizer, tmp_path, METHODS[0])
+    told: list[Any] = []
+    barrier = Barrier(2)
+    scored: list[str] = []
+    lock = Lock()
+    score_one = trainer.anchors.score_one
+
+    def counted(name: str, completions: Any) -> Any:
+        # Threads share the model, which processes do not.
+        with lock:
+            scored.append(current_thread().name)
+            return score_one(name, completions)
+
+    def store(ranks: Ranks, folder: str) -> Any:
+        assert isinstance(trainer.train_dataset, EncodedRows)
+        rows = trainer.train_dataset.rows
+        return with_stored_anchors(
+            rows, trainer.anchors, folder=tmp_path / folder, batch_size=2, announce=lambda _: None, ranks=ranks
+        )
+
+    alone = store(Ranks(), "alone")
+    monkeypatch.setattr(trainer.anchors, "score_one", counted)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda i: store(Meeting(i, 2, told, barrier), "both"), range(2)))
+    assert sorted(Counter(scored).values()) == [1, 2]
+    for own in both:
+        assert [row.anchors["ref"] for row in own] == [pytest.approx(row.anchors["ref"], rel=1e-6) for row in alone]
+    assert len(list((tmp_path / "both").iterdir())) == 1
 
 
 def test_an_adapter_keeps_its_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
