@@ -212,15 +212,24 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
 def check_begins_or_continues(
     folder: Path, checkpoint: Path | None, recipe: str, *, batches_are_compared: bool = False
 ) -> None:
-    """Refuse to continue a checkpoint of another recipe, or to begin where one has left a model or checkpoints.
+    """Refuse to continue a checkpoint of another recipe, or to begin where there is a checkpoint or another's model.
+
+    A run that began beside older checkpoints would remove them one by one, and ``last`` would continue them.
 
     Raises:
-        UserError: naming the keys that differ.
+        UserError: naming the keys that differ, or the checkpoints.
     """
     if checkpoint is not None:
         check_same_recipe(checkpoint, recipe, batches_are_compared=batches_are_compared)
-    elif (folder / "final").exists() or any(folder.glob("checkpoint-*")):
+        return
+    found = sorted(path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json"))
+    if found or (folder / "final").exists():
         check_same_recipe(folder, recipe, batches_are_compared=True)
+    if found:
+        raise UserError(
+            f"{folder}: expected no checkpoint where a run begins, found {', '.join(found)}; continue with "
+            "training.resume_from_checkpoint=last, remove what is there, or give another output_dir"
+        )
 
 
 def _deciding(tree: dict[str, Any], batches_are_compared: bool) -> dict[str, Any]:

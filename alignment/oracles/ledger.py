@@ -390,10 +390,19 @@ class Accounts:
             identity: everything that decides the oracle's answers.
             ledger: a file; true for one in the run folder, false for none that outlives the process.
             budget: what may be spent.
+
+        Raises:
+            UserError: if several processes would each have the budget.
         """
         path = (
             Path(ledger) if isinstance(ledger, str) else self.folder / LEDGER_FILE if ledger and self.folder else None
         )
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if path is None and budget is not None and num_processes > 1:
+            raise UserError(
+                f"oracle.ledger: expected a file for a budget that {num_processes} processes share, got none, "
+                "with which each of them would spend the whole"
+            )
         if path not in self._ledgers:
             self._ledgers[path] = Ledger(path)
         # Relative to the ledger: a run that is moved with it stays the same run.

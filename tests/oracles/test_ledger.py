@@ -370,3 +370,11 @@ def test_rules_of_a_recipe_are_checked_too(tmp_path: Path) -> None:
                 with pytest.raises(UserError, match=rf"expected a probability in \[0, 1\], got {prompt} for prompt"):
                     ask(build_oracle({"kind": "rule", "rule": f"{here}:broken", **keys}), [prompt], ["a"], ["b"])
     assert stored(tmp_path) == 0
+
+
+def test_several_processes_share_no_budget_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Accounts(tmp_path).open({"kind": "test"}, ledger=False)
+    Accounts(tmp_path).open({"kind": "test"}, ledger=True, budget=Budget(calls=3))
+    with pytest.raises(UserError, match=r"expected a file for a budget that 2 processes share"):
+        Accounts(tmp_path).open({"kind": "test"}, ledger=False, budget=Budget(calls=3))

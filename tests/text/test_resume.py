@@ -118,6 +118,14 @@ def test_a_run_does_not_write_over_another(tmp_path: Path) -> None:
         small_run(tmp_path, "method={name: ipo, tau: 0.1}")
 
 
+def test_a_run_does_not_begin_beside_checkpoints(tmp_path: Path) -> None:
+    """It would remove them, and ``last`` would continue them."""
+    saves = ("training.save_strategy=steps", "training.save_steps=1", "data.eval_fraction=0")
+    small_run(tmp_path, *saves)
+    with pytest.raises(UserError, match=r"found checkpoint-1, .*resume_from_checkpoint=last"):
+        small_run(tmp_path, *saves)
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.25])
 def test_a_run_that_diverges_ends(held_out: float, tmp_path: Path) -> None:
     """With a line that says where, and without a model."""
