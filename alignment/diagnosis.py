@@ -7,6 +7,7 @@ _SMALL_SHARE = 0.01
 _SMALL_MARGIN = 0.01
 _FAR_FROM_TARGET = 0.1
 _SMALL_FALL = 0.1
+_EVEN = 0.5
 
 
 def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, ...]:
@@ -19,8 +20,18 @@ def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> t
     Returns:
         One sentence a failure; a failure whose metrics are missing is not looked for.
     """
-    checks = (_nothing_moved, _both_fell, _out_of_reach, _length_explains, _stays_wrong)
+    checks = (_loses, _nothing_moved, _both_fell, _out_of_reach, _length_explains, _stays_wrong)
     return tuple(text for check in checks if (text := check(before, after)))
+
+
+def _loses(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    if not after.get("win_rate_vs_ref_high", _EVEN) < _EVEN:
+        return None
+    return (
+        f"the policy loses to its reference: its win rate is {after['win_rate_vs_ref']:.3f}, at most "
+        f"{after['win_rate_vs_ref_high']:.3f} with 95 % confidence. If the oracle that judges is the one that was "
+        "trained on, lower training.learning_rate or raise the KL strength (beta or tau), and read samples.jsonl"
+    )
 
 
 def _nothing_moved(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:

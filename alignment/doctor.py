@@ -18,6 +18,7 @@ from alignment.arguments import AlignmentArguments
 from alignment.batches import check_feedback, rows_to_encode
 from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
 from alignment.data import (
+    RAW_TEXT,
     EncodedRow,
     EncodeResult,
     merged_boundaries,
@@ -112,6 +113,7 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         if recipe.data.prompts is None:
             _attempt("labels", lambda: check_feedback(encoded.rows, method.needs))
         boundaries = tuple(_boundaries(encoded.rows[:num_rows], tokenizer))
+        findings.append(_check_template(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_bos(encoded.rows, tokenizer))
         findings.append(_check_eos(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_merges(rows, tokenizer))
@@ -160,6 +162,21 @@ def _check_held_out(data: PreparedData, recipe: Recipe) -> Finding:
 
 
 # Tokens
+
+
+def _check_template(policy: PolicySpec, rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> Finding:
+    raw = [row.row.source for row in rows if row.row.prompt[0].role == RAW_TEXT]
+    # A tiny model is new: it has learned no template.
+    if raw and tokenizer.chat_template is not None and policy.tiny is None:
+        return Finding(
+            "template",
+            "note",
+            f"{len(raw):,} of {len(rows):,} prompts are raw text, first {raw[0]}, and never pass the model's chat "
+            "template: prompt_role: user makes them turns of a conversation",
+        )
+    turns = len(rows) - len(raw)
+    said = f"{turns:,} prompts are turns of a conversation, {len(raw):,} raw text, which no template touches"
+    return Finding("template", "ok", said)
 
 
 def _check_bos(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> Finding:

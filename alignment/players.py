@@ -23,6 +23,7 @@ from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, stop_token_ids
 from alignment.data.rows import describe_skipped
+from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, deciding_training, write_header, write_samples
 from alignment.generation import Engine
@@ -272,6 +273,8 @@ class Player:
                 average = self._average(rounds, self.recipe.average.decay)
         metrics = self.policy_after(rounds).notes()["metrics"]
         after = {name: value for name, value in metrics.items() if name.startswith(("win_rate", "exact"))}
+        for text in known_failures({}, after):
+            self._announce(f"note{self.label}: {text}")
         numbers = range(1, rounds + 1)
         fits = [self.fit(number, index) for number in numbers for index in range(self._method.needs.fits)]
         stages = [*map(self.answers, numbers), *map(self.preferences, numbers), *fits]

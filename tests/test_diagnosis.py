@@ -38,6 +38,10 @@ def test_a_sound_run_shows_none() -> None:
         ({"target_attainment": 0.02}, "out of reach: .* reach 2.0% of it"),
         ({"accuracy_of_shorter": 0.45}, "length explains the gain"),
         ({"target_attainment": -0.2}, "moved away from the regression target, to -20.0% of it"),
+        (
+            {"win_rate_vs_ref": 0.42, "win_rate_vs_ref_low": 0.36, "win_rate_vs_ref_high": 0.48},
+            "loses to its reference: its win rate is 0.420, at most 0.480",
+        ),
         ({"undesirable": 0.2}, "20.0% of the held-out pairs ended in the undesirable set.* in 30.0% of all"),
     ],
 )
@@ -53,6 +57,7 @@ def test_each_failure_is_seen_alone(changes: dict[str, float], expected: str) ->
         {"chosen_logps": -100.05, "rejected_logps": -103.0},
         # Half of what the reference ranks wrongly is right now.
         {"undesirable": 0.14},
+        {"win_rate_vs_ref": 0.46, "win_rate_vs_ref_low": 0.4, "win_rate_vs_ref_high": 0.52},
     ],
 )
 def test_what_is_not_there_or_small_is_not_said(changes: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from alignment.cli import main
 from alignment.config import load_recipe
-from alignment.doctor import Examination, examine
+from alignment.doctor import Examination, Finding, examine
 from alignment.tiny import CHAT_TEMPLATE, END, tiny_model, tiny_tokenizer
 
 ROLE = "<|{{ message.role }}|>"
@@ -73,8 +73,9 @@ def failed(examination: Examination) -> dict[str, str]:
 def test_a_sound_recipe_passes_every_check(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
     examination = diagnose()
     assert examination.is_sound and not failed(examination)
-    checks = ["options", "data", "held-out rows", "encoding", "BOS", "EOS", "boundary", "truncation", "learning rate"]
-    assert [finding.check for finding in examination.findings] == [*checks, "reference"]
+    checks = ["options", "data", "held-out rows", "encoding", "template", "BOS", "EOS", "boundary"]
+    checks += ["truncation", "learning rate", "reference"]
+    assert [finding.check for finding in examination.findings] == checks
     assert {finding.verdict for finding in examination.findings} == {"ok"}
     assert not (tmp_path / "run").exists(), "it writes nothing there"
     assert not list((tmp_path / "model").glob("*.safetensors"))
@@ -133,6 +134,20 @@ def test_a_raw_prompt_that_ends_in_a_space_merges(diagnose: Callable[..., Examin
     sound = [{**line, "chosen": " " + line["chosen"], "rejected": " " + line["rejected"]} for line in LINES]
     write_lines(tmp_path / "pairs.jsonl", sound)
     assert diagnose("data.preferences.prompt_role=text").is_sound
+
+
+def test_raw_text_for_a_model_with_a_template(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    """A note, because a base model may have one too; a tokenizer without one has nothing to pass."""
+    write_lines(tmp_path / "pairs.jsonl", [{**line, "chosen": " " + line["chosen"]} for line in LINES])
+
+    def of_template() -> Finding:
+        findings = diagnose("data.preferences.prompt_role=text").findings
+        return next(finding for finding in findings if finding.check == "template")
+
+    assert of_template().verdict == "note" and "36 of 36 prompts are raw text, first pairs" in of_template().text
+    settings = tmp_path / "model" / "chat_template.jinja"
+    settings.unlink()
+    assert of_template().verdict == "ok"
 
 
 def test_no_end_token(diagnose: Callable[..., Examination], tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _cells(row: ComparisonRow) -> dict[str, str]:
         "exact": "" if row.exact_win_rate is None else f"{row.exact_win_rate:.3f}",
         "worst group": "" if row.worst_win_rate is None else f"{row.worst_win_rate:.3f} {row.worst_group}",
         "KL": "" if row.kl_to_ref is None else f"{row.kl_to_ref:.3f}",
-        "oracle calls": "" if row.oracle_calls is None else f"{row.oracle_calls:,}",
+        "verdicts": "" if row.oracle_calls is None else f"{row.oracle_calls:,}",
         "money": "" if row.money is None else f"{row.money:.4f}",
         "seconds": "" if row.seconds is None else f"{row.seconds:,.0f}",
     }

@@ -101,8 +101,9 @@ def _overview(shown: _Shown) -> Iterator[Block]:
     if facts := list(_facts(run, track)):
         yield Facts(facts=facts)
     yield from _faults([run])
-    known = track.before.keys() & track.after.keys()
-    for text in known_failures(*({name: metrics[name] for name in known} for metrics in (track.before, track.after))):
+    # A round has no evaluation before it; a win rate against the reference needs none.
+    after = {name: value for name, value in track.after.items() if name in track.before or "win_rate" in name}
+    for text in known_failures(track.before, after):
         yield Note(text=f"{text[0].upper()}{text[1:]}.", kind="warning")
     if rows := list(_held_out_rows(track)):
         headings = ["metric", "before", "after", "change", *(["average of weights"] if track.average else [])]
@@ -135,7 +136,7 @@ def _facts(run: Run, track: Track) -> Iterator[Fact]:
             yield Fact(label="KL to the reference", value=f"{after[name]:.3g}", note=how)
             break
     if run.oracle_calls is not None:
-        yield Fact(label="Oracle calls", value=f"{run.oracle_calls:,}", note=_money(run))
+        yield Fact(label="Verdicts learned from", value=f"{run.oracle_calls:,}", note=_money(run))
     if run.seconds is not None:
         yield Fact(label="Training time", value=_duration(run.seconds))
 
@@ -197,7 +198,23 @@ def _curves(shown: Sequence[_Shown]) -> Iterator[Block]:
         rest = in_order(dict.fromkeys(name.removeprefix("eval_") for name in only.track.metrics()))
         names = [name for name in rest if name not in taken and name not in TOTALS and "win_rate" not in name]
         if names:
-            yield Fold(title="Everything else that was logged", blocks=[_both(only.track, name) for name in names])
+            yield Fold(title="Everything else that was logged", blocks=_everything(only.track, names))
+
+
+def _everything(track: Track, names: Sequence[str]) -> list[Block]:
+    """A curve for each metric that moves, and a table of the others."""
+    still = {name: value for name in names if (value := _constant(track, name)) is not None}
+    blocks: list[Block] = [_both(track, name) for name in names if name not in still]
+    if still:
+        rows: list[list[float | str | None]] = [[label_of(name), value] for name, value in still.items()]
+        blocks.append(Table(title="Never changed", columns=["metric", "value"], rows=rows))
+    return blocks
+
+
+def _constant(track: Track, name: str) -> float | None:
+    """The one value of a metric that was logged more than once; ``None`` where there are others, or no second line."""
+    values = [value for _, value in (*track.logged(name), *track.evaluated(name))]
+    return values[0] if len(values) > 1 and len(set(values)) == 1 else None
 
 
 def _of(metric: str) -> Callable[[Track], Sequence[tuple[float, float]]]:
@@ -406,7 +423,7 @@ def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 def _cost(runs: Sequence[Run]) -> Iterator[Block]:
     rows: list[list[float | str | None]] = [
-        ["oracle calls", *(run.oracle_calls for run in runs)],
+        ["verdicts learned from", *(run.oracle_calls for run in runs)],
         ["money", *(run.money for run in runs)],
         ["seconds of training", *(run.seconds and round(run.seconds, 1) for run in runs)],
     ]

@@ -10,7 +10,7 @@ import pytest
 from alignment.cli import main
 from alignment.errors import UserError
 from alignment.report import report, write_report_page
-from alignment.report.blocks import Curves, Matrix, Samples, Scatter, Table
+from alignment.report.blocks import Curves, Fold, Matrix, Samples, Scatter, Table
 from alignment.report.runs import read_runs
 from alignment.report.sections import run_page
 from tests.report.folders import metrics_at, rate, training, write_run
@@ -61,6 +61,18 @@ def test_the_gap_is_drawn_on_a_logarithmic_axis(tmp_path: Path) -> None:
     (gap, *_) = blocks_of([write_run(tmp_path / "egpo")], "Learning curves")
     assert isinstance(gap, Curves) and gap.log
     assert [list(series.points) for series in gap.series] == [[(0, 0.1), (20, 0.01), (40, 0.001)]]
+
+
+def test_what_never_changes_is_a_row_and_no_curve(tmp_path: Path) -> None:
+    log = [training(number, loss=1.0, oracle_retries=0, oracle_calls=number) for number in (1, 2, 3)]
+    (fold,) = [
+        block
+        for block in blocks_of([write_run(tmp_path / "egpo", log=log)], "Learning curves")
+        if isinstance(block, Fold)
+    ]
+    curve, table = fold.blocks
+    assert isinstance(curve, Curves) and curve.title == "Oracle calls, training"
+    assert isinstance(table, Table) and table.rows == [["oracle retries", 0]]
 
 
 def test_several_runs_share_their_curves(two: list[Path]) -> None:
