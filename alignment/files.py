@@ -92,6 +92,9 @@ def _parse_csv(lines: Iterator[str], label: str) -> Iterator[tuple[int, JsonObje
         header = next(rows, [])
         if len(set(header)) < len(header):
             raise UserError(f"{label}:1: expected different names of columns, found {listed(header)}; rename one")
+        mark = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
+        if mark:
+            raise UserError(f"{label}:1: expected columns divided by ',', found {mark!r}; save the file with commas")
         number = rows.line_num + 1
         for cells in rows:
             if cells and len(cells) != len(header):

@@ -362,11 +362,17 @@ def test_a_recipe_of_another_command_is_recognised(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALIGNMENT_REAL_DATA", "nowhere")
-    for arguments, said in (
-        (["reward", "recipes/dpo/tiny_hh.yaml"], "it is a recipe of `alignment train`"),
-        (["train", "recipes/reward/tiny_hh.yaml"], "is it one of `alignment sft` or `alignment reward`?"),
-        (["doctor", "recipes/sft/tiny_hh.yaml"], "is it one of `alignment sft` or `alignment reward`?"),
+    for command, recipe, found in (
+        ("reward", "dpo/tiny_hh", "`alignment train`"),
+        ("evaluate", "dpo/tiny", "`alignment train`"),
+        ("ablate", "dpo/tiny", "`alignment train`"),
+        ("train", "reward/tiny_hh", "`alignment sft` or `alignment reward`"),
+        ("doctor", "sft/tiny_hh", "`alignment sft` or `alignment reward`"),
+        ("train", "evaluation/textgame", "`alignment evaluate`"),
+        ("train", "ablations/tau", "`alignment ablate`"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            main(arguments)
+            main([command, f"recipes/{recipe}.yaml"])
+        asked = "train" if command == "doctor" else command
+        said = f"expected a recipe of `alignment {asked}`, found one of {found}"
         assert stopped.value.code == 2 and said in capsys.readouterr().err

@@ -396,6 +396,15 @@ def test_a_field_that_transformers_5_removed_names_its_replacement(write: Write,
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "learning_rate"), ("batch_size", "per_device_train_batch_size"), ("epochs", "num_train_epochs")],
+)
+def test_a_field_by_another_name_names_its_own(write: Write, name: str, meant: str) -> None:
+    (line,) = errors_of(write(OFFLINE), [f"training.{name}=1"])
+    assert line == f"unknown key 'training.{name}'; did you mean 'training.{meant}'?"
+
+
+@pytest.mark.parametrize(
     ("override", "line"),
     [
         ("sampling.temperature=0", "sampling.temperature: expected a number > 0, got 0"),

@@ -571,7 +571,7 @@ def test_a_folder_with_a_configuration_is_enough(call: Any, tmp_path: Path) -> N
     ("arguments", "message"),
     [
         (("recipes/dpo/no.yaml",), "no file 'recipes/dpo/no.yaml'"),
-        (("recipes/sft/tiny_hh.yaml",), "is it one of `alignment sft` or `alignment reward`?"),
+        (("recipes/sft/tiny_hh.yaml",), "of `alignment train`, found one of `alignment sft` or `alignment reward`"),
         ((QWEN, "policy.model=mine/unknown"), "expected the configuration of 'mine/unknown'"),
         ((QWEN, "policy.lora={rank: 4, target_modules: [nowhere]}"), "policy.lora: expected modules of the model"),
         ((QWEN, "training.optim=lion_8bit"), "training.optim: expected one of adamw_torch, adamw_torch_fused, sgd"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.config.compose import Override, compose, recipes_folder, shipped_recipes
+from alignment.config.compose import Override, check_command, compose, recipes_folder, shipped_recipes
 from alignment.config.data import DataSource, DataSpec, RowsSpec
 from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
 from alignment.config.schema import (
@@ -74,6 +74,7 @@ def load_recipe(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedR
         UserError: with one line for each mistake, unmet needs of the method first.
     """
     composed = compose(path, overrides)
+    check_command(composed, path, "train")
     return LoadedRecipe(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
 
 

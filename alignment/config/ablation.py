@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from alignment.budgets import planned_verdicts
 from alignment.config import Recipe, load_recipe
 from alignment.config.block import Block
-from alignment.config.compose import Override, compose, find_recipe
+from alignment.config.compose import Override, check_command, compose, find_recipe
 from alignment.config.launch import find_launcher
 from alignment.config.parsing import dump_yaml, read_mapping
 from alignment.config.problems import describe_problems
@@ -219,6 +219,7 @@ def load_ablation(path: str | Path, overrides: Sequence[Override] = ()) -> Loade
             where cells differ in what they would ask of their oracle or in how they are measured.
     """
     composed = compose(path, overrides)
+    check_command(composed, path, "ablate")
     tree = without_nulls(composed.tree)
     problems = dict(composed.problems)
     recipe = None

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +68,29 @@ def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
     problems: dict[str, str] = {}
     tree = {key: _expand(value, key, problems) for key, value in tree.items()}
     return Composed(tree=tree, notes=(*notes, *extended_notes, *override_notes), problems=problems)
+
+
+def check_command(composed: Composed, path: str | Path, command: str) -> None:
+    """Refuse a recipe that is another command's: what its keys have in common with this one's says little.
+
+    Raises:
+        UserError: naming the commands that it may belong to.
+    """
+    meant = _commands_of(composed.tree.keys())
+    if meant and command not in meant:
+        said = " or ".join(f"`alignment {name}`" for name in meant)
+        raise UserError(f"{path}: expected a recipe of `alignment {command}`, found one of {said}")
+
+
+def _commands_of(keys: Collection[str]) -> tuple[str, ...]:
+    """Commands whose recipe may have these keys; nothing where no key says it. One of two may be a mistake."""
+    if "policies" in keys:
+        return ("evaluate",)
+    if {"base", "variants", "grid", "tune"} & set(keys):
+        return ("ablate",)
+    num_of_training = len({"method", "schedule"} & set(keys))
+    fits = ("sft", "reward") if "data" in keys and num_of_training < 2 else ()
+    return (*(["train"] if num_of_training else []), *fits)
 
 
 def find_recipe(path: str | Path) -> tuple[Path, tuple[str, ...]]:

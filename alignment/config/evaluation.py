@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import compose
+from alignment.config.compose import check_command, compose
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
 from alignment.config.schema import AnsweringSpec, schema_keys, without_nulls
@@ -321,9 +321,8 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> L
         UserError: with one line for each mistake.
     """
     composed = compose(path, overrides)
+    check_command(composed, path, "evaluate")
     tree = without_nulls(composed.tree)
-    if "method" in tree:
-        raise UserError(f"{path} has a method: it is a recipe of `alignment train`")
     problems = dict(composed.problems)
     prompts = tree.get("prompts")
     kind = MTBenchRecipe if isinstance(prompts, dict) and prompts.get("set") == "mt_bench" else EvaluationRecipe

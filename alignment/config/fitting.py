@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import compose
+from alignment.config.compose import check_command, compose
 from alignment.config.data import DataSource, RowsSpec, Sources, plain_data
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import describe_problems
@@ -156,7 +156,7 @@ def load_sft_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedFi
     Raises:
         UserError: with one line for each mistake.
     """
-    return _load(SFTRecipe, path, overrides)
+    return _load(SFTRecipe, "sft", path, overrides)
 
 
 def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedFit[RewardRecipe]:
@@ -165,16 +165,15 @@ def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loade
     Raises:
         UserError: with one line for each mistake.
     """
-    return _load(RewardRecipe, path, overrides)
+    return _load(RewardRecipe, "reward", path, overrides)
 
 
-def _load(kind: type[FitRecipe], path: str | Path, overrides: Sequence[str]) -> LoadedFit[FitRecipe]:
+def _load(kind: type[FitRecipe], command: str, path: str | Path, overrides: Sequence[str]) -> LoadedFit[FitRecipe]:
     from alignment.config.training import training_keys, training_problems
 
     composed = compose(path, overrides)
+    check_command(composed, path, command)
     tree = without_nulls(composed.tree)
-    if {"method", "schedule"} <= tree.keys():
-        raise UserError(f"{path} has a method and a schedule: it is a recipe of `alignment train`")
     known = (*schema_keys(kind), *training_keys())
     recipe, problems = _check(kind, tree, known)
     if isinstance(tree.get("training"), dict):

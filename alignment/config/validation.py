@@ -30,8 +30,6 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
     from alignment.config.training import training_keys, training_problems
 
     tree = without_nulls(tree)
-    if not {"method", "schedule"} & tree.keys() and "data" in tree:
-        raise UserError("the recipe has no method and no schedule: is it one of `alignment sft` or `alignment reward`?")
     known = (*schema_keys(), *_option_keys(tree), *training_keys())
     recipe, problems = _check_schema(tree, known)
     problems |= _check_method(tree, known)

@@ -34,9 +34,18 @@ def ask(oracle: Oracle, prompts: Sequence[str], left: Sequence[str], right: Sequ
 
 
 def settle(oracle: Oracle) -> "SettledOracle":
-    """The oracle with both presentation orders averaged; one that is settled stays as it is."""
+    """The oracle with both presentation orders averaged; one that is settled stays as it is.
+
+    Raises:
+        UserError: for what is no oracle.
+    """
     if isinstance(oracle, SettledOracle):
         return oracle
+    if not callable(getattr(oracle, "prefer", None)):
+        raise UserError(
+            f"oracle: expected an object with prefer(prompts, left, right), got {type(oracle).__name__}; "
+            "RuleOracle(function) makes one of a function that is asked about one question"
+        )
     return SettledOracle(BothOrders(oracle, is_exact=isinstance(oracle, RuleOracle | MatrixOracle)))
 
 
@@ -141,7 +150,11 @@ def answers_of(oracle: Oracle, prompts: Sequence[str], left: Sequence[str], righ
     Raises:
         UserError: if something of it is not a probability; the question is quoted.
     """
-    answers_N = oracle.prefer(list(prompts), list(left), list(right)).to(torch.float64).cpu()
+    answers = oracle.prefer(list(prompts), list(left), list(right))
+    try:
+        answers_N = torch.as_tensor(answers, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"oracle: expected {len(prompts)} probabilities, got {type(answers).__name__}") from None
     if list(answers_N.shape) != [len(prompts)]:
         raise UserError(f"oracle: expected {len(prompts)} probabilities, got shape {list(answers_N.shape)}")
     # Written so that nan fails as well.

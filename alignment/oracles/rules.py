@@ -58,8 +58,20 @@ class RuleOracle:
 
     def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> Tensor:
         """Probabilities [N] that ``left`` beats ``right``."""
-        answers = [self.rule(*question) for question in zip(prompts, left, right, strict=True)]
-        return torch.tensor(answers, dtype=torch.float64)
+        return torch.tensor(
+            [self._answer(*question) for question in zip(prompts, left, right, strict=True)], dtype=torch.float64
+        )
+
+    def _answer(self, prompt: str, left: str, right: str) -> float:
+        answer = self.rule(prompt, left, right)
+        try:
+            return float(answer)
+        except (TypeError, ValueError):
+            name = getattr(self.rule, "__name__", "the rule")
+            raise UserError(
+                f"oracle.rule: expected a probability from {name}(prompt, left, right), which is asked about one "
+                f"question at a time, got {type(answer).__name__}"
+            ) from None
 
 
 def find_rule(name: str) -> Rule:
@@ -79,6 +91,10 @@ def find_rule(name: str) -> Rule:
         raise UserError(
             f"oracle.rule: expected 'module:function' that can be imported, got '{name}' ({error!r})"
         ) from error
+    try:
+        inspect.signature(rule).bind("", "", "")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"oracle.rule: expected a function of (prompt, left, right), got '{name}' ({error})") from None
     return rule
 
 

@@ -218,11 +218,6 @@ def test_no_prompt_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
         run(tree)
 
 
-def test_a_recipe_of_training_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="it is a recipe of `alignment train`"):
-        load_evaluation_recipe("recipes/quickstart/dpo.yaml")
-
-
 def test_a_folder_holds_one_evaluation(tree: dict[str, Any], tmp_path: Path) -> None:
     """Again: the same figures, from the ledger. Another seed, other answers: refused by name, nothing is touched."""
     first, again = run(tree), run(tree)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignment.errors import UserError
 from alignment.oracles import MatrixOracle, ask, build_oracle, preference_matrix
-from alignment.oracles.rules import paper_scissors_stone, shorter
+from alignment.oracles.rules import RuleOracle, find_rule, paper_scissors_stone, shorter
 from tests.text.symbols import SYMBOLS, cyclic_game
 
 
@@ -40,6 +40,40 @@ def test_an_answer_that_is_no_probability_is_quoted(answer: float) -> None:
     """The question is in the message; nothing is clamped."""
     with pytest.raises(UserError, match="'Why\\?', left 'a', right 'b'"):
         ask(Constant(answer), ["Why?"], ["a"], ["b"])
+
+
+class Listing:
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> list[float]:
+        return [0.25 if a < b else 0.75 for a, b in zip(left, right, strict=True)]
+
+
+class Talking:
+    def prefer(self, prompts: list[str], left: list[str], right: list[str]) -> list[str]:
+        return ["left" for _ in prompts]
+
+
+def test_what_an_oracle_may_be() -> None:
+    """Numbers in a list are as good as a tensor; words, and a function in the place of an object, are not."""
+    assert ask(Listing(), ["x"], ["a"], ["b"]).tolist() == [0.25]
+    with pytest.raises(UserError, match=r"expected 2 probabilities, got list"):
+        ask(Talking(), ["x"], ["a"], ["b"])
+    with pytest.raises(UserError, match=r"expected an object with prefer\(prompts.*got function; RuleOracle"):
+        ask(lambda prompts, left, right: [0.5], ["x"], ["a"], ["b"])
+
+
+def of_all_questions(prompts: list[str], left: list[str], right: list[str]) -> list[float]:
+    return [0.5] * len(prompts)
+
+
+def of_one_argument(prompt: str) -> float:
+    return 0.5
+
+
+def test_what_a_rule_may_be() -> None:
+    with pytest.raises(UserError, match=r"probability from of_all_questions\(prompt.*one question at a time, got list"):
+        RuleOracle(find_rule(f"{__name__}:of_all_questions")).prefer(["x"], ["a"], ["b"])
+    with pytest.raises(UserError, match=r"function of \(prompt, left, right\), got '.*:of_one_argument'"):
+        find_rule(f"{__name__}:of_one_argument")
 
 
 def test_matrix_of_a_group() -> None:

@@ -123,6 +123,11 @@ def _read_turn(record: Record, name: str, item: JsonValue, default_role: str | N
     if "from" in item and "role" not in item:
         return _read_spoken(record, name, item)
     role, content = item.get("role") or default_role, item.get("content")
+    if isinstance(content, list) and isinstance(role, str):
+        raise UserError(
+            f"{record.source}: expected a string as the 'content' of a turn in {record.column(name)!r}, found a list "
+            "of parts, as models of images read them; put the text of the parts into one string"
+        )
     if not isinstance(role, str) or not isinstance(content, str) or role == RAW_TEXT:
         raise record.wrong(name, _TURNS, item)
     return Turn(role, content)

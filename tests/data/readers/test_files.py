@@ -105,6 +105,9 @@ def test_bad_tables_are_refused(tmp_path: Path, reading_fails: Fails) -> None:
     reading_fails(put("empty.csv", ""), "empty.csv: .*the file is empty")
     reading_fails(put("header.csv", "prompt,chosen\n"), "header.csv: .*the file is empty")
     reading_fails(put("twice.csv", "a,a\n1,2\n"), "twice.csv:1: expected different names")
+    reading_fails(
+        put("semicolons.csv", "prompt;chosen\nq;a\n"), "semicolons.csv:1: expected columns divided by .,., found .;."
+    )
     reading_fails(put("long.csv", "prompt\nq\na,b\n"), "long.csv:3: expected 1 cells.* found 2; quote")
     reading_fails(put("open.csv", 'prompt\n"q'), "open.csv:2: expected a row of CSV")
     reading_fails(put("weight.csv", "prompt,weight\nq,heavy\n"), "weight.csv:2: expected a finite number in 'weight'")

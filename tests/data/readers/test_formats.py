@@ -52,6 +52,13 @@ def test_sharegpt_turns_are_as_any_turns(write: Write) -> None:
     assert read_rows(write(spoken)).rows == read_rows(write(usual)).rows
 
 
+def test_a_turn_of_parts_is_not_read(write: Write, reading_fails: Fails) -> None:
+    parts = [{"type": "text", "text": "Hello."}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Hi."}]
+    row = {"chosen": turns, "rejected": turns}
+    reading_fails(write(row), "expected a string as the 'content' of a turn .* found a list of parts")
+
+
 def test_an_unknown_speaker_is_named(write: Write, reading_fails: Fails) -> None:
     rows = [{"conversations": [{"from": name, "value": "q"}]} for name in ("human", "narrator")]
     message = reading_fails(write(*rows), "found 'narrator'; rename the speaker")
