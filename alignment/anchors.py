@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +41,7 @@ class AnchorSet:
         players: the other players' policies by name, for a method that reads them.
         copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
             right only until its first step.
+        precision: a context in which a forward has the precision that the launch gives the policy's.
         on_exchange: is called when the weights of the policy are exchanged for held ones, and when they are back; an
             engine that serves a copy of them must take them anew.
 
@@ -57,9 +58,10 @@ class AnchorSet:
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         copies_start: bool = True,
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
         on_exchange: Callable[[], None] | None = None,
     ) -> None:
-        self._policy = model
+        self._policy, self._precision = model, precision
         self._on_exchange = on_exchange or _nothing
         self._start: FrozenPolicy | None = None if copies_start else model
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
@@ -113,10 +115,12 @@ class AnchorSet:
         return next(self._policy.parameters()).device
 
     def fingerprint(self, name: str) -> str:
-        """A hash of the weights behind a name: of the base model alone where its adapter is disabled."""
+        """A hash of the weights behind a name, without an adapter that is disabled, and of a forward's precision."""
         is_base = name not in self._copies and name not in self._behaviour
         digest = hashlib.sha256()
         with self.model(name) as module:
+            if torch.is_autocast_enabled(self.device.type):
+                digest.update(str(torch.get_autocast_dtype(self.device.type)).encode())
             for key, tensor in sorted(module.state_dict().items()):
                 if not tensor.numel():
                     raise UserError(
@@ -140,21 +144,24 @@ class AnchorSet:
         """The module behind a name ("policy" is the one in training); inside the context it acts as that policy."""
         held = self._copies.get(name)
         if isinstance(held, nn.Module) and held is not self._policy:
-            yield held
+            with self._precision():
+                yield held
             return
         was_training = self._policy.training
         self._policy.eval()
         if isinstance(held, TrainableWeights):
             with held.in_place(self._policy):
                 self._on_exchange()
-                yield self._policy
+                with self._precision():
+                    yield self._policy
             self._on_exchange()
         elif name in self._behaviour or name in self._copies or name == "policy":
-            yield self._policy
+            with self._precision():
+                yield self._policy
         else:
             # No copy: a LoRA policy without its adapter is the reference.
             assert isinstance(self._policy, PeftModel), f"no copy of '{name}'"
-            with self._policy.disable_adapter():
+            with self._policy.disable_adapter(), self._precision():
                 yield self._policy
         self._policy.train(was_training)
 
@@ -195,7 +202,7 @@ class AnchorSet:
     def unread(self) -> "AnchorSet":
         """What is left once the log-probs of every anchor are known: no copies, and the base of an adapter by name."""
         base = tuple(name for name in self.names if name not in self._copies)
-        left = AnchorSet(Needs(feedback="pairs"), self._policy)
+        left = AnchorSet(Needs(feedback="pairs"), self._policy, precision=self._precision)
         left.names = base
         return left
 

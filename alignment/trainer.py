@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import AutocastKwargs
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -294,6 +295,7 @@ class PreferenceTrainer(ResumableTrainer):
             past_models=past_models,
             players=players,
             copies_start=not stores,
+            precision=self._precision,
             on_exchange=self.engine.refresh,
         )
         self.notes += anchors.describe(are_stored=stores)
@@ -337,6 +339,13 @@ class PreferenceTrainer(ResumableTrainer):
             )
         calibrate(panel, answered)
 
+    def _precision(self) -> AbstractContextManager[None]:
+        """That of the policy's forward, which the launch wraps when training begins, for whatever is compared with it.
+
+        Casts are not kept: weights may be exchanged for others.
+        """
+        return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+
     def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:
         """Where prompts are held out and somebody judges: the reference's answers, before a weight has moved."""
         if oracle is None or not isinstance(self.eval_dataset, EncodedRows):
@@ -345,7 +354,8 @@ class PreferenceTrainer(ResumableTrainer):
         @contextmanager
         def policy_of(name: str) -> Iterator[nn.Module]:
             if name == "ref" and ref_model is not None:
-                yield ref_model
+                with self._precision():
+                    yield ref_model
                 return
             # Without a copy of it the policy is still the start of training.
             is_kept = "ref" in self.anchors.names or isinstance(self.model, PeftModel)
@@ -671,7 +681,8 @@ class PreferenceTrainer(ResumableTrainer):
                 annotated = self._annotate(batch, generator)
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
-                x, output = self._forward(self.model, annotated)
+                with self._precision():
+                    x, output = self._forward(self.model, annotated)
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B, annotated.metrics)
         metrics = self._means["eval"].take(self._total)
         if kls:

@@ -1,5 +1,7 @@
 """The log-prob store: equal to fresh log-probs, computed once, and never read for something else."""
 
+import copy
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +21,13 @@ from alignment.data import Comparison
 from alignment.errors import UserError
 from alignment.ranks import Ranks
 from alignment.store import store_folder, with_stored_anchors
+from alignment.tiny import tiny_model
 from alignment.trainer import PreferenceTrainer
 from tests.text.test_rounds import build, losses, make, rows, tokenizer
 
 __all__ = ["tokenizer"]
 
+LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 METHODS: list[dict[str, Any]] = [
     {"name": "dpo", "beta": 0.1},
     {"name": "inpo", "tau": 0.02, "eta": 0.1},
@@ -121,6 +125,27 @@ def test_a_damaged_or_stale_file_is_refused(fault: str, tokenizer: PreTrainedTok
         make(tokenizer, tmp_path, method, store_anchors=True)
 
 
+@pytest.mark.parametrize("is_stored", [False, True], ids=["fresh", "stored"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["all", "lora"])
+def test_policies_are_compared_in_one_precision(
+    adapter: bool, is_stored: bool, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """At the start the policy is the reference, where products are rounded to bfloat16 too.
+
+    Compared with a reference in float32 the loss is 5e-4 away. Before training begins nothing has wrapped the policy's
+    forward yet; and log-probs that were stored in float32 are not read for it.
+    """
+    method = {"name": "dpo", "beta": 10.0}
+    model = tiny_model(tokenizer, hidden_size=64, num_layers=2, num_heads=2)
+    settings = {"model": model, "peft_config": LORA if adapter else None, "store_anchors": is_stored}
+    if is_stored:
+        make(tokenizer, tmp_path, method, **settings | {"model": copy.deepcopy(model)})
+    trainer = make(tokenizer, tmp_path, method, bf16=True, **settings)
+    before, after = trainer.evaluate()["eval_loss"], losses(trainer)[0]
+    assert before == pytest.approx(math.log(2), abs=1e-4) and after == pytest.approx(math.log(2), abs=1e-4)
+    assert len(files()) == 2 * is_stored
+
+
 @dataclass(frozen=True)
 class Meeting(Ranks):
     """One of two threads in the place of processes."""
@@ -179,9 +204,8 @@ def test_processes_share_what_is_computed(
 
 def test_an_adapter_keeps_its_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """With LoRA the stored reference is the base model, whatever the adapter; the KL can still be measured."""
-    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    fresh = make(tokenizer, tmp_path, METHODS[0], peft_config=lora)
-    stored = make(tokenizer, tmp_path, METHODS[0], peft_config=lora, store_anchors=True)
+    fresh = make(tokenizer, tmp_path, METHODS[0], peft_config=LORA)
+    stored = make(tokenizer, tmp_path, METHODS[0], peft_config=LORA, store_anchors=True)
     assert stored.anchors.names == ("ref",)
     assert losses(stored) == pytest.approx(losses(fresh), rel=1e-6)
     assert "eval_kl_to_ref" in stored.evaluate()
@@ -196,7 +220,6 @@ def test_online_methods_have_nothing_to_store(tokenizer: PreTrainedTokenizerFast
 
 
 def test_a_separate_reference_equals_the_disabled_adapter(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    one = make(tokenizer, tmp_path, METHODS[0], peft_config=lora)
-    two = make(tokenizer, tmp_path, METHODS[0], peft_config=lora, ref_model=build(tokenizer))
+    one = make(tokenizer, tmp_path, METHODS[0], peft_config=LORA)
+    two = make(tokenizer, tmp_path, METHODS[0], peft_config=LORA, ref_model=build(tokenizer))
     assert isinstance(one, PreferenceTrainer) and losses(one) == pytest.approx(losses(two), rel=1e-6)
