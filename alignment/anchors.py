@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignment.errors import UserError
 from alignment.logps import Scores, choose_scoring, score, scoring_of
-from alignment.sharding import gathered, parameters_of, whole
+from alignment.sharding import divide_frozen, is_divided, move_towards, round_as, whole_state
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
@@ -41,7 +41,8 @@ class AnchorSet:
         players: the other players' policies by name, for a method that reads them.
         copies_start: whether the start of training is copied. Without a copy the policy itself stands for it, which is
             right only until its first step.
-        precision: a context in which a forward has the precision that the launch gives the policy's.
+        precision: a context in which a forward of a model has the precision that the launch gives the policy's;
+            ``None`` for that of its weights.
         on_exchange: is called when the weights of the policy are exchanged for held ones, and when they are back; an
             engine that serves a copy of them must take them anew.
 
@@ -58,10 +59,10 @@ class AnchorSet:
         past_models: Sequence[FrozenPolicy] = (),
         players: Mapping[str, FrozenPolicy] = MappingProxyType({}),
         copies_start: bool = True,
-        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+        precision: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
         on_exchange: Callable[[], None] | None = None,
     ) -> None:
-        self._policy, self._precision = model, precision
+        self._policy, self._precision = model, precision or _as_it_is
         self._on_exchange = on_exchange or _nothing
         self._start: FrozenPolicy | None = None if copies_start else model
         self._behaviour = frozenset(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
@@ -144,7 +145,7 @@ class AnchorSet:
         """The module behind a name ("policy" is the one in training); inside the context it acts as that policy."""
         held = self._copies.get(name)
         if isinstance(held, nn.Module) and held is not self._policy:
-            with self._precision():
+            with self._precision(held):
                 yield held
             return
         was_training = self._policy.training
@@ -152,16 +153,16 @@ class AnchorSet:
         if isinstance(held, TrainableWeights):
             with held.in_place(self._policy):
                 self._on_exchange()
-                with self._precision():
+                with self._precision(self._policy):
                     yield self._policy
             self._on_exchange()
         elif name in self._behaviour or name in self._copies or name == "policy":
-            with self._precision():
+            with self._precision(self._policy):
                 yield self._policy
         else:
             # No copy: a LoRA policy without its adapter is the reference.
             assert isinstance(self._policy, PeftModel), f"no copy of '{name}'"
-            with self._policy.disable_adapter(), self._precision():
+            with self._policy.disable_adapter(), self._precision(self._policy):
                 yield self._policy
         self._policy.train(was_training)
 
@@ -199,6 +200,24 @@ class AnchorSet:
         for name, decay in self._decays.items():
             _move_towards(self._copies[name], self._policy, 1.0 - decay)
 
+    def hold_as(self, engine: Any, config: Mapping[str, Any]) -> None:
+        """Have frozen models held as DeepSpeed holds the policy: rounded alike, and at stage 3 divided over processes.
+
+        Slow targets are not rounded: what moves them by little would be lost.
+
+        Args:
+            engine: of the policy.
+            config: by which it was made.
+        """
+        slow = [self._copies[name] for name in self._decays]
+        for held in dict.fromkeys(self._copies.values()):
+            if not isinstance(held, nn.Module) or held is self._policy or is_divided(held) or _is_quantized(held):
+                continue
+            if engine.zero_optimization_stage() == 3:
+                divide_frozen(held, config, keeps_precision=held in slow)
+            elif held not in slow:
+                round_as(held, engine)
+
     def unread(self) -> "AnchorSet":
         """What is left once the log-probs of every anchor are known: no copies, and the base of an adapter by name."""
         base = tuple(name for name in self.names if name not in self._copies)
@@ -207,7 +226,7 @@ class AnchorSet:
         return left
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Weights of the slow targets; frozen policies are not part of a checkpoint."""
+        """Weights of the slow targets; frozen policies are not part of a checkpoint. All processes call it."""
         return {name: _weights_of(self._copies[name]) for name in self._decays}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -224,11 +243,20 @@ def _nothing() -> None:
     pass
 
 
+def _as_it_is(model: nn.Module) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def _is_base(model: nn.Module) -> bool:
     """Whether the policy is its base model with an adapter that does nothing yet, as LoRA's is at the start."""
     return isinstance(model, PeftModel) and not any(
         bool(parameter.any()) for name, parameter in model.named_parameters() if "lora_B" in name
     )
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    """Whether its weights are codes, which can neither be rounded nor divided."""
+    return not all(parameter.is_floating_point() for parameter in model.parameters())
 
 
 def _frozen(policy: FrozenPolicy) -> FrozenPolicy:
@@ -242,15 +270,11 @@ def _frozen_copy(model: nn.Module) -> FrozenPolicy:
 
 
 def _weights_of(policy: FrozenPolicy) -> dict[str, Any]:
-    return policy.values if isinstance(policy, TrainableWeights) else policy.state_dict()
+    return policy.values if isinstance(policy, TrainableWeights) else whole_state(policy)
 
 
-@torch.no_grad()
 def _move_towards(slow: FrozenPolicy, model: nn.Module, share: float) -> None:
     if isinstance(slow, TrainableWeights):
         slow.move_towards(model, share)
-        return
-    policy = parameters_of(model)
-    with gathered(policy.values()):
-        for name, parameter in slow.named_parameters():
-            parameter.lerp_(whole(policy[name]).to(parameter), share)
+    else:
+        move_towards(slow, model, share)

@@ -57,6 +57,16 @@ class AdvanceAnchors(TrainerCallback):
             self.anchors.advance()
 
 
+class HoldAnchors(TrainerCallback):
+    """Has frozen models held as the policy is, when DeepSpeed has made an engine of it."""
+
+    def __init__(self, hold: Callable[[], None]) -> None:
+        self.hold = hold
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.hold()
+
+
 class KeepAverage(TrainerCallback):
     """Averages the policy's weights over iterations, the start among them.
 

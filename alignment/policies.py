@@ -6,7 +6,7 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt, ``T`` tokens, ``V``
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, Engine, TokenIds
 from alignment.generation.transformers import TransformersEngine, token_by_token
 from alignment.logps import score
+from alignment.sharding import gathered_once
 from alignment.types import Completions
 
 PolicyContext = Callable[[], AbstractContextManager[nn.Module]]
@@ -146,16 +147,20 @@ class CausalLMPolicy:
                 f"sampling from a mixture reads the logits of two models at every token: expected the engine "
                 f"'transformers', got {type(self.engine).__name__}"
             )
+        ref, mix = self._partner
+        with ref() as module:
+            partner = gathered_once(module) if module is not self.model else nullcontext()
         width = max(len(ids) for ids in prompt_ids)
         mask_NT = prompt_mask_BT[:, -width:].repeat_interleave(num_completions, dim=0)
-        return self.engine.answer(
-            self.model,
-            prompt_ids,
-            self.decoding,
-            num_completions=num_completions,
-            seed=seed,
-            processors=LogitsProcessorList([GeometricMixture(*self._partner, mask_NT)]),
-        )
+        with partner:
+            return self.engine.answer(
+                self.model,
+                prompt_ids,
+                self.decoding,
+                num_completions=num_completions,
+                seed=seed,
+                processors=LogitsProcessorList([GeometricMixture(ref, mix, mask_NT)]),
+            )
 
     def _completions(self, prompts: Completions, answers: Answers) -> Completions:
         width = max(len(ids) for group in answers for ids in group)

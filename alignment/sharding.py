@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,6 +32,37 @@ def _partitioned(parameters: Iterable[nn.Parameter]) -> list[Any]:
     from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
     return [parameter for parameter in parameters if is_zero_param(parameter)]
+
+
+# What a configuration of DeepSpeed says of the policy alone.
+_OF_TRAINING = ("optimizer", "scheduler", "checkpoint")
+
+
+def divide_frozen(module: nn.Module, config: Mapping[str, Any], *, keeps_precision: bool) -> None:
+    """Divide a module that is not trained as ZeRO-3 divides the one that is.
+
+    Args:
+        module: whole on every process, with the same weights.
+        config: of DeepSpeed, as it divided the policy.
+        keeps_precision: leave the weights as they are, where DeepSpeed would round them as it rounds the policy's.
+    """
+    import deepspeed
+
+    own = {key: value for key, value in deepcopy(dict(config)).items() if key not in _OF_TRAINING}
+    if keeps_precision:
+        own = {key: value for key, value in own.items() if key not in ("bf16", "fp16")}
+    engine, *_ = deepspeed.initialize(model=module, config=own)
+    parameter: Any
+    for parameter in module.parameters():
+        # Where the optimizer of weights that are trained has it.
+        parameter._z3_optimizer = SimpleNamespace(parameter_offload=engine.optimizer)
+
+
+def round_as(module: nn.Module, engine: Any) -> None:
+    """Round weights as DeepSpeed has rounded those of the policy; buffers stay."""
+    dtype = next(engine.module.parameters()).dtype
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def is_divided(module: nn.Module) -> bool:
@@ -101,19 +133,45 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def _written(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """While the context is open what ZeRO-3 partitioned can be read and written; the first process's values count."""
+    partitioned = _partitioned(parameters)
+    if not partitioned:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
+        yield
+
+
+@torch.no_grad()
+def move_towards(slow: nn.Module, model: nn.Module, share: float) -> None:
+    """``slow <- (1 - share) slow + share model``, in parameters; one at a time, because together they need not fit."""
+    policy = parameters_of(model)
+    for name, parameter in slow.named_parameters():
+        with gathered([policy[name]]), _written([parameter]):
+            parameter.lerp_(whole(policy[name]).to(parameter), share)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of a module that ZeRO-3 may have divided, on the CPU where it has."""
+    if not _partitioned(module.parameters()):
+        return module.state_dict()
+    state = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        with gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+            state[name] = tensor.detach().cpu().clone()
+    return state
+
+
 @torch.no_grad()
 def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give parameters values that every process holds whole."""
-    partitioned = _partitioned(parameters[name] for name in values)
-    if partitioned:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
-            for name, value in values.items():
-                parameters[name].data.copy_(value)
-        return
-    for name, value in values.items():
-        parameters[name].copy_(_divided_like(parameters[name], value))
+    with _written(parameters[name] for name in values):
+        for name, value in values.items():
+            parameters[name].copy_(_divided_like(parameters[name], value))
 
 
 def _divided_like(parameter: Tensor, value: Tensor) -> Tensor:
@@ -144,6 +202,23 @@ def exchanged(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]
                 parameters[name].data = value
         else:
             assign(parameters, own)
+
+
+@contextmanager
+def rounded(module: nn.Module, precision: str) -> Iterator[None]:
+    """While the context is open the weights are rounded as DeepSpeed rounds those that it trains; divided ones are.
+
+    Args:
+        module: the policy before it is trained, or a frozen one.
+        precision: of the launch, as Accelerate calls it: ``bf16``, ``fp16``, or ``no``.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None or is_divided(module):
+        yield
+        return
+    wide = {name: weight for name, weight in module.named_parameters() if weight.dtype == torch.float32}
+    with exchanged(module, {name: weight.data.to(dtype) for name, weight in wide.items()}):
+        yield
 
 
 @contextmanager

@@ -51,6 +51,7 @@ from alignment.generation.weights import lora_rank
 from alignment.groups import GroupWelfare, calibrate, check_panel
 from alignment.iterations import (
     AdvanceAnchors,
+    HoldAnchors,
     KeepAverage,
     RefreshEngine,
     WholeIterations,
@@ -66,7 +67,7 @@ from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
-from alignment.sharding import refresh_from_optimizer
+from alignment.sharding import refresh_from_optimizer, rounded
 from alignment.stages import (
     Annotated,
     annotate,
@@ -209,6 +210,8 @@ class PreferenceTrainer(ResumableTrainer):
         self.engine = self._make_engine() if engine is None else engine
         self.notes = self._choose_scoring()
         self.anchors = self._make_anchors(ref_model, past_models, players)
+        if args.deepspeed_plugin is not None:
+            self.add_callback(HoldAnchors(self._hold_anchors))
         self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self.iteration_steps))
         self.add_callback(AdvanceAnchors(self.anchors, steps_between=self.iteration_steps * self.needs.inner_steps))
@@ -313,6 +316,9 @@ class PreferenceTrainer(ResumableTrainer):
                 )
         return anchors.unread()
 
+    def _hold_anchors(self) -> None:
+        self.anchors.hold_as(self.model_wrapped, self.args.deepspeed_plugin.deepspeed_config)
+
     def _choose_scoring(self) -> tuple[str, ...]:
         """The policy, and whatever is copied from it, is scored as ``args`` say."""
         choose_scoring(self.model, self.args.scoring())
@@ -339,11 +345,13 @@ class PreferenceTrainer(ResumableTrainer):
             )
         calibrate(panel, answered)
 
-    def _precision(self) -> AbstractContextManager[None]:
-        """That of the policy's forward, which the launch wraps when training begins, for whatever is compared with it.
+    def _precision(self, module: nn.Module) -> AbstractContextManager[None]:
+        """That of the policy's forward in training, for what is compared with it, and for the policy before it begins.
 
-        Casts are not kept: weights may be exchanged for others.
+        Autocast keeps no casts: weights may be exchanged for others.
         """
+        if self.args.deepspeed_plugin is not None:
+            return rounded(module, self.accelerator.mixed_precision)
         return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
 
     def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:
@@ -354,7 +362,7 @@ class PreferenceTrainer(ResumableTrainer):
         @contextmanager
         def policy_of(name: str) -> Iterator[nn.Module]:
             if name == "ref" and ref_model is not None:
-                with self._precision():
+                with self._precision(ref_model):
                     yield ref_model
                 return
             # Without a copy of it the policy is still the start of training.
@@ -681,7 +689,7 @@ class PreferenceTrainer(ResumableTrainer):
                 annotated = self._annotate(batch, generator)
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
-                with self._precision():
+                with self._precision(self.model):
                     x, output = self._forward(self.model, annotated)
                 self._record("eval", x, output, output.weight_B * annotated.row_weight_B, annotated.metrics)
         metrics = self._means["eval"].take(self._total)

@@ -409,6 +409,7 @@ def test_other_launches_divide_by_hand() -> None:
     whole = {"weights": 2 * count, "gradients": 2 * count, "optimizer": 4 * count, "frozen models": 2 * count}
     assert states(run, ALONE) == whole
     assert states(run, Launch(processes=8, sharding="ddp")) == whole | {"gradients, in buckets": 2 * count}
+    assert states(run, Launch(processes=8, sharding="zero3", is_mixed=True))["frozen models"] == 2 * count // 8
     fsdp = Launch(processes=8, sharding="fsdp2", is_mixed=True)
     assert states(run, fsdp) == {
         "weights": 4 * count // 8,

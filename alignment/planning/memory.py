@@ -89,13 +89,14 @@ def _optimizer(run: Run) -> Iterator[Line]:
 
 
 def _frozen(run: Run) -> Iterator[Line]:
-    """Policies that do not move. No launch divides them."""
-    outline, copies = run.outline, run.copies()
+    """Policies that do not move. Stage 3 of ZeRO alone divides models of them."""
+    outline, copies, launch = run.outline, run.copies(), run.launch
+    parts, divided = (launch.processes, " / N") if launch.sharding == "zero3" else (1, "")
+    models = copies.wholes * outline.loaded_bytes // parts
+    yield Line(name="frozen models", formula=f"{copies.wholes} as loaded{divided}", training=models, sampling=models)
     adapter = outline.trained * outline.trained_size
-    named = ((copies.wholes, outline.loaded_bytes, "models"), (copies.adapters, adapter, "adapters"))
-    for count, size, what in named:
-        held = count * size
-        yield Line(name=f"frozen {what}", formula=f"{count} as loaded", training=held, sampling=held)
+    held = copies.adapters * adapter
+    yield Line(name="frozen adapters", formula=f"{copies.adapters} as loaded", training=held, sampling=held)
     if run.recipe.average is not None and not run.recipe.samples_in_rounds:
         yield Line(name="average of weights", formula="t P'", training=adapter, sampling=adapter)
 

@@ -1,6 +1,7 @@
 """Recipes on two processes, as a user launches them: the launch is what it says, the result that of one process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,6 +36,21 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         # It is estimated from answers that each process draws.
         del two[end]["kl_to_ref"], one[end]["kl_to_ref"]
         assert two[end] == pytest.approx(one[end], rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("config", "store"), [("zero2_cpu", False), ("zero3_cpu", False), ("zero3_cpu", True)])
+def test_policies_are_compared_in_the_precision_of_the_launch(config: str, store: bool, tmp_path: Path) -> None:
+    """DeepSpeed rounds the policy's weights: at the start the reference's are the same, its log-probs stored or not.
+
+    Stored ones are of other batches, which bfloat16 rounds otherwise. A reference in float32 is four times as far.
+    """
+    overrides = ("training.bf16=true", "method.beta=10", f"anchors.store={str(store).lower()}", "training.max_steps=1")
+    launch(tmp_path, processes=2, batch=4, recipe=RECIPE, overrides=overrides, config=config)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    before, first = lines[0], next(line for line in lines if "loss" in line)
+    found = [before["eval_loss"], first["loss"]]
+    assert found == pytest.approx([math.log(2)] * 2, abs=4e-3 if store else 1e-4)
 
 
 def test_demonstrations_on_two_processes_equal_one(tmp_path: Path) -> None:

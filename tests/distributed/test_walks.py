@@ -21,7 +21,8 @@ from tests.distributed.launches import ROOT, needs_compiler
 
 METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
 WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated", "lipo_tied")
-CASES = (*WALKS, "egpo_sampled")
+SAMPLED = ("egpo_sampled", "md_sampled")
+CASES = (*WALKS, *SAMPLED)
 _OFFLOADED = "offload_optimizer_device: cpu"
 STAGES = {"zero1_cpu": 1, "zero2_cpu": 2, "zero3_cpu": 3}
 
@@ -112,6 +113,14 @@ def test_the_optimizer_holds_what_is_planned(config: str, together: dict[str, Wa
         assert planned <= held <= planned + 3 * 4 * 64
 
 
+def test_frozen_models_are_divided_as_the_policy_is(config: str, together: dict[str, Walk]) -> None:
+    """The reference, and a slow target; an adapter's reference is its base, and stored log-probs need none."""
+    for case, found in together.items():
+        has_models = not case.endswith("lora") and case != "inpo"
+        share = 0.0 if not has_models else 0.5 if config == "zero3_cpu" else 1.0
+        assert [rank["frozen"] for rank in found.ranks] == pytest.approx([share, share], abs=1e-3), case
+
+
 @pytest.mark.parametrize("case", WALKS)
 def test_the_path_is_that_of_one_process(case: str, together: dict[str, Walk], alone: dict[str, Walk]) -> None:
     """The same losses and weights to 1e-5, where weights have moved a hundred times that.
@@ -123,14 +132,17 @@ def test_the_path_is_that_of_one_process(case: str, together: dict[str, Walk], a
     assert max(distances(alone[case].start, alone[case].final)) > 1e-3
 
 
-def test_what_is_sampled_is_the_same(config: str, together: dict[str, Walk], replicated: dict[str, Walk]) -> None:
+@pytest.mark.parametrize("case", SAMPLED)
+def test_what_is_sampled_is_the_same(
+    case: str, config: str, together: dict[str, Walk], replicated: dict[str, Walk]
+) -> None:
     """Answers of each process to its own prompts, with weights that are gathered for it, train the same policy.
 
     Gathered once, they are whole from one forward to the next; under ZeRO-3 they are not otherwise.
     """
-    found = together["egpo_sampled"]
-    assert_same(found, replicated["egpo_sampled"])
-    for rank, reference in zip(found.ranks, replicated["egpo_sampled"].ranks, strict=True):
+    found = together[case]
+    assert_same(found, replicated[case])
+    for rank, reference in zip(found.ranks, replicated[case].ranks, strict=True):
         assert rank["answers"] == reference["answers"]
         assert rank["stays_whole"] == ([False, True, False] if config == "zero3_cpu" else [True] * 3)
     assert len(found.ranks[0]["answers"]) < len(found.ranks[1]["answers"])

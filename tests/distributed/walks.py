@@ -103,6 +103,8 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "inpo": ({"name": "inpo", "eta": 0.5, "tau": 0.1}, {"store_anchors": True}),
     "egpo": ({"name": "egpo", "tau": 0.1}, {"num_completions": 3}),
     # Its opponent is mixed with a slow target, which moves with the policy.
+    # Answers are sampled with the logits of two models, the policy and the reference.
+    "md": ({"name": "nash_md", "tau": 0.1, "mix": 0.25}, {"num_completions": 3}),
     "nash": ({"name": "nash_mp", "tau": 0.1, "eta": 0.2, "decay": 0.5}, {"num_completions": 3}),
 }
 
@@ -117,6 +119,7 @@ def walk(case: str, folder: Path) -> None:
     facts = {"world_size": trainer.args.world_size, "type": trainer.accelerator.distributed_type.value}
     facts |= {"backend": str(trainer.accelerator.state.backend), **held_by(trainer)}
     facts["is_offloaded"] = trainer.is_deepspeed_enabled and trainer.model_wrapped.zero_cpu_offload()
+    facts["frozen"] = share_of_frozen(trainer)
     facts["losses"] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if case.endswith("sampled"):
         facts |= {"answers": likeliest_answers(trainer), "stays_whole": stays_whole(trainer)}
@@ -143,6 +146,15 @@ def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
         parts = engine.optimizer.fp32_partitioned_groups_flat
         total = sum(parameter.ds_numel for parameter in trained)
     return {"stage": stage, "total": total, "own": sum(part.numel() for part in parts), "moments": moments}
+
+
+def share_of_frozen(trainer: PreferenceTrainer) -> float:
+    """Of the numbers of frozen models those that this process holds while no forward needs them."""
+    models = [held for held in trainer.anchors._copies.values() if isinstance(held, torch.nn.Module)]
+    parameters = [parameter for held in models for parameter in held.parameters()]
+    parts = [parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter for parameter in parameters]
+    totals = [parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel() for parameter in parameters]
+    return sum(part.numel() for part in parts) / max(sum(totals), 1)
 
 
 def likeliest_answers(trainer: PreferenceTrainer) -> list[list[int]]:
