@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
@@ -12,13 +13,19 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from alignment.errors import UserError
-from alignment.logps import Scores, choose_scoring, score, scoring_of
+from alignment.logps import Scores, causal_lm, choose_scoring, score, scoring_of
 from alignment.sharding import divide_frozen, is_divided, move_towards, round_as, whole_state
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
 FrozenPolicy = nn.Module | TrainableWeights
 """A policy that does not move: a model, or weights that take the place of the trained ones."""
+
+
+# What a configuration says besides how a forward is computed.
+_ORIGINS = frozenset(
+    {"transformers_version", "architectures", "dtype", "base_model_name_or_path", "inference_mode", "revision"}
+)
 
 
 class AnchorSet:
@@ -116,10 +123,11 @@ class AnchorSet:
         return next(self._policy.parameters()).device
 
     def fingerprint(self, name: str) -> str:
-        """A hash of the weights behind a name, without an adapter that is disabled, and of a forward's precision."""
+        """A hash of a policy's weights and settings, without an adapter that is disabled, and of its precision."""
         is_base = name not in self._copies and name not in self._behaviour
         digest = hashlib.sha256()
         with self.model(name) as module:
+            digest.update(_settings(module, is_base=is_base).encode())
             if torch.is_autocast_enabled(self.device.type):
                 digest.update(str(torch.get_autocast_dtype(self.device.type)).encode())
             for key, tensor in sorted(module.state_dict().items()):
@@ -241,6 +249,19 @@ class AnchorSet:
 
 def _nothing() -> None:
     pass
+
+
+def _settings(model: nn.Module, *, is_base: bool) -> str:
+    """What is configured of a model, and of its adapter, but for where it comes from."""
+    config = causal_lm(model).config.to_dict()
+    kept = {"model": {key: value for key, value in config.items() if not key.startswith("_") and key not in _ORIGINS}}
+    if isinstance(model, PeftModel) and not is_base:
+        kept["adapter"] = {
+            key: value for key, value in model.active_peft_config.to_dict().items() if key not in _ORIGINS
+        }
+    return json.dumps(
+        kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else repr(value)
+    )
 
 
 def _as_it_is(model: nn.Module) -> AbstractContextManager[None]:

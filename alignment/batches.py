@@ -1,5 +1,7 @@
 """What a trainer feeds on: rows in the form in which a method reads them, in order, collated."""
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -98,6 +100,16 @@ class EncodedRows(Dataset[EncodedRow]):
     def has_responses(self) -> bool:
         """Whether any row is more than a prompt."""
         return any(item.completion_ids for item in self.rows)
+
+    def digest(self) -> str:
+        """A hash of what is trained on: tokens, feedback, weights."""
+        digest = hashlib.sha256()
+        for item in self.rows:
+            for ids in (item.prompt_ids, *item.completion_ids):
+                digest.update(array("q", (len(ids), *ids)).tobytes())
+            row = item.row
+            digest.update(repr((row.comparisons, row.scores, row.panel, row.weight)).encode())
+        return digest.hexdigest()[:16]
 
     def count_tokens(self) -> tuple[int, int]:
         """Tokens with each prompt once for all of its completions, and once for each of them."""

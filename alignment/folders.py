@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import alignment
 from alignment.config import Recipe
-from alignment.config.parsing import parse_text
+from alignment.config.parsing import parse_text, read_mapping
 from alignment.errors import UserError
 from alignment.evaluation import Met
 from alignment.evaluation.manifests import write_json
@@ -47,10 +47,10 @@ class RunResult:
 def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
     """The resolved recipe and the versions; metrics begin anew, or after the checkpoint that is resumed."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe)
+    _write(folder / "recipe.yaml", recipe)
     versions = {"python": platform.python_version(), "alignment": alignment.__version__}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+    _write(folder / "versions.json", json.dumps(versions, indent=1) + "\n")
     metrics = folder / "metrics.jsonl"
     if checkpoint is None:
         metrics.unlink(missing_ok=True)
@@ -58,7 +58,14 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         # What was logged after the checkpoint will be logged again; a line may be torn where the run was killed.
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        metrics.write_text("".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+        _write(metrics, "".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, whenever a run is killed."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def write_summary(
@@ -125,7 +132,7 @@ class RunFiles(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            (self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml").write_text(self.recipe)
+            _write(self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml", self.recipe)
 
 
 class OracleFigures(TrainerCallback):
@@ -181,7 +188,8 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
     """Refuse to continue a run by another recipe.
 
     Args:
-        checkpoint: one without a recipe, from a trainer in Python, is not compared.
+        checkpoint: or the folder of a run. Where a checkpoint has no recipe that of its run counts; where a trainer in
+            Python left neither, nothing is compared.
         recipe: the resolved one of the continuation.
         batches_are_compared: by who continues it.
 
@@ -189,16 +197,15 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
         UserError: naming the keys that differ.
     """
     path = checkpoint / "recipe.yaml"
+    if not path.exists() and checkpoint.name.startswith("checkpoint-"):
+        # Whoever was killed between the state and the recipe of a checkpoint left none.
+        path = checkpoint.parent / "recipe.yaml"
     if not path.exists():
         return
     # An empty block says as much as none.
     before, now = (
-        {
-            key: value
-            for key, value in leaves(_deciding(parse_text(text, str(path)), batches_are_compared))
-            if value != {}
-        }
-        for text in (path.read_text(), recipe)
+        {key: value for key, value in leaves(_deciding(tree, batches_are_compared)) if value != {}}
+        for tree in (read_mapping(path), parse_text(recipe, "the recipe"))
     )
     differing = {key: values for key, values in differences(before, now).items() if not _FREE.fullmatch(key)}
     if differing:

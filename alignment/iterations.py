@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
@@ -89,6 +89,14 @@ class KeepAverage(TrainerCallback):
         iterations, between = divmod(state.global_step, self.steps)
         if between == 0:
             self.average.move_towards(model, max(1.0 - self.decay, 1.0 / (iterations + 1)))
+
+
+class StopEarly(EarlyStoppingCallback):
+    """Transformers' own; a run that had stopped by it, and is continued, stops again."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        control.should_training_stop |= self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class RefreshEngine(TrainerCallback):

@@ -5,7 +5,7 @@ again skips what is finished, resumes the training that was interrupted, and ref
 players have a folder each, with rounds of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +41,8 @@ def run(recipe: Recipe, accounts: Accounts) -> RunResult:
     Raises:
         UserError: for anything in data or recipe that cannot be trained on, and for a run folder of another recipe.
     """
-    players, announce = _set_up(recipe, accounts)
+    players, announce, claim = _set_up(recipe, accounts)
+    claim()
     for number in range(1, recipe.schedule.rounds + 1):
         _play(players, number, _STAGES)
     return _finish(recipe, players, announce)
@@ -66,7 +67,7 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
             f"expected a recipe whose rounds sample (schedule.kind: iterative), found schedule.kind = "
             f"'{recipe.schedule.kind}'; `alignment train` runs it"
         )
-    players, announce = _set_up(recipe, accounts)
+    players, announce, claim = _set_up(recipe, accounts)
     rounds = range(1, recipe.schedule.rounds + 1)
     number = next((n for n in rounds if not all(player.has_finished(n) for player in players)), None)
     if number is None:
@@ -74,6 +75,7 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
         return
     for player in players:
         player.check_before(number, stage)
+    claim()
     _play(players, number, _STAGES if stage == "train" else (stage,))
     if stage == "train" and number == recipe.schedule.rounds:
         _finish(recipe, players, announce)
@@ -88,8 +90,13 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
             player.advance(number, stage)
 
 
-def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]:
+def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce, Callable[[], None]]:
     args = build_arguments(recipe)
+    if args.resume_from_checkpoint not in (None, "last"):
+        raise UserError(
+            "training.resume_from_checkpoint: expected last or nothing where rounds continue by themselves, got "
+            f"'{args.resume_from_checkpoint}'"
+        )
     check_launch(args)
     check_engine(args.engine, args.engine_options)
     ranks = args.ranks
@@ -103,11 +110,6 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
     set_seed(recipe.seed)
     data = prepare_data(recipe.data, seed=recipe.seed, announce=announce)
     tokenizer = load_tokenizer(recipe.policy, data.train)
-    ranks.wait()
-    if ranks.is_first:
-        if not (folder / "recipe.yaml").exists():
-            write_header(folder, recipe.to_yaml(), None)
-        write_report(data, folder)
     prompts = _encode("training prompts", data.train, tokenizer, recipe, announce)
     held_out = _encode("held-out prompts", data.evaluation, tokenizer, recipe, announce)
     if recipe.schedule.prompts == "split" and len(prompts) < recipe.schedule.rounds:
@@ -149,7 +151,16 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce]
         )
     for player in players:
         player.meet({other.name: other for other in players if other is not player})
-    return players, announce
+
+    def claim() -> None:
+        """Write whose folder it is: a command that could not begin leaves no recipe."""
+        ranks.wait()
+        if ranks.is_first:
+            if not (folder / "recipe.yaml").exists():
+                write_header(folder, recipe.to_yaml(), None)
+            write_report(data, folder)
+
+    return players, announce, claim
 
 
 def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> RunResult:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import peft
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -114,7 +115,7 @@ def _load(auto: Any, name: str, spec: ModelSpec, expected: str, **options: Any) 
                 **options,
             )
     # RuntimeError: weights of another shape, such as the head of a classifier with more than one number.
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"policy: expected {expected} at '{name}' ({error})") from None
     return peft.prepare_model_for_kbit_training(model) if spec.load_in_4bit else model
 

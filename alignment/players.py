@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from alignment import types
 from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
-from alignment.batches import check_context
+from alignment.batches import EncodedRows, check_context
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, stop_token_ids
@@ -28,7 +28,7 @@ from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, deciding_training, write_header, write_samples
 from alignment.generation import Engine
 from alignment.models import load_causal_model, load_policy, lora_config
-from alignment.oracles import deciding_keys, num_questions
+from alignment.oracles import content_digest, deciding_keys, num_questions
 from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
 from alignment.rounds import answer_prompts, compare_answers
@@ -98,7 +98,7 @@ class Player:
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
         self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
-        self.engine = engine
+        self.engine, self._prompts_digest = engine, EncodedRows(prompts).digest()
         self.label = f" of {name}" if name else ""
         self._judge, self._announce, self._batch_size = judge, announce, batch_size
         self._effective_batch = effective_batch
@@ -123,6 +123,7 @@ class Player:
         """What the policy says at the start of a round."""
         tree = self._tree
         made_by: dict[str, Any] = {"data": tree["data"], "sampling": tree["sampling"], "seed": self.recipe.seed}
+        made_by["content of the prompts"] = self._prompts_digest
         if self.recipe.schedule.prompts == "split":
             made_by["prompts"] = {"of": "split", "rounds": self.recipe.schedule.rounds}
         return self._once(
@@ -138,7 +139,9 @@ class Player:
     def preferences(self, number: int) -> Artefact:
         """What the oracle says of them."""
         assert self.recipe.oracle is not None
-        made_by = {"oracle": deciding_keys(self.recipe.oracle), "pairs": self.recipe.schedule.pairs}
+        oracle = self.recipe.oracle
+        made_by = {"oracle": deciding_keys(oracle), "content of the oracle": content_digest(oracle)}
+        made_by["pairs"] = self.recipe.schedule.pairs
         return self._once(
             "preferences",
             number,
@@ -356,8 +359,7 @@ class Player:
         recipe, folder = self.recipe, self.fit(number, index).path.parent
         # The average is over rounds. Building arguments resets the state of Accelerate: never beside a trainer.
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
-        set_seed(recipe.seed + number)
-        policy = self._trainable(self._load(self._start_of(number, index)))
+        policy = self._begun(number, index)
         return PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
@@ -381,11 +383,12 @@ class Player:
         trainer = self._make_trainer(number, index)
         whole = list(folder.glob(f"checkpoint-*/{STATE_FILE}"))
         checkpoint = last_checkpoint(folder) if whole else None
-        if self.ranks.is_first:
-            write_header(folder, recipe.to_yaml(), checkpoint)
         if checkpoint is not None:
             check_same_recipe(checkpoint, recipe.to_yaml(), batches_are_compared=True)
             self._say(number, f"resuming from {checkpoint}")
+        self.ranks.wait()
+        if self.ranks.is_first:
+            write_header(folder, recipe.to_yaml(), checkpoint)
         if index == 0:
             for note in (f"policy: {trainer.describe()}", *trainer.notes):
                 self._say(number, note)
@@ -413,7 +416,7 @@ class Player:
 
     def _average(self, rounds: int, decay: float) -> dict[str, float]:
         """The average of the models of all rounds, the start among them, and its exact figures."""
-        model = self._trainable(self._load(self.start()))
+        model = self._begun(1, 0)
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
             model = self._load(self.policy_after(number))
@@ -435,6 +438,11 @@ class Player:
             return load_causal_model(str(policy.path), spec).to(self.device)
         base = load_policy(spec, self.tokenizer, seed=self.recipe.seed)
         return PeftModel.from_pretrained(base, str(policy.path), is_trainable=True).to(self.device)
+
+    def _begun(self, number: int, index: int) -> Any:
+        """The model that a fit begins with: the seed is that of a new adapter's weights, and of the training."""
+        set_seed(self.recipe.seed + number)
+        return self._trainable(self._load(self._start_of(number, index)))
 
     def _trainable(self, model: Any) -> Any:
         """With a new adapter, where the recipe trains one and the model has none."""

@@ -88,6 +88,11 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(last_checkpoint(self.args.output_dir))
         state = load_state(resume_from_checkpoint)
+        if not state["has_optimizer"]:
+            raise UserError(
+                f"resume_from_checkpoint: expected the optimizer's state in {resume_from_checkpoint}, which "
+                "training.save_only_model left out; take its model as policy.model of a new run"
+            )
         saved = Division(**{field.name: state[field.name] for field in dataclasses.fields(Division)})
         saved.check_continued_by(self._division)
         if saved.is_zero and saved.num_processes != self.args.world_size:
@@ -133,7 +138,8 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         beside = self.state_beside_weights()
         if self.args.should_save:
-            save_state(folder, beside | dataclasses.asdict(self._division))
+            has_optimizer = {"has_optimizer": not self.args.save_only_model}
+            save_state(folder, beside | has_optimizer | dataclasses.asdict(self._division))
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=limit,
@@ -149,6 +155,6 @@ class ResumableTrainer(Trainer):
 
     def _run_epoch(self, *positional: Any, **named: Any) -> None:
         """Transformers' own; nothing where a checkpoint of the last step is continued: it would take one more."""
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*positional, **named)
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps

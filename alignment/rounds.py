@@ -202,7 +202,7 @@ def questions_of_a_prompt(pairs: str, num_answers: int) -> int:
 
 def _generator(seed: int, number: int) -> torch.Generator:
     """Another seed for every chunk, so that it does not matter who has it."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
 
 def _chunks(rows: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -486,7 +487,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _sample_seed(self) -> int:
         """Another seed for every run, step and rank; a function of them, so that a resumed run samples the same."""
-        return (self.args.seed * 1_000_003 + self.state.global_step) * 65_537 + self.args.process_index
+        return ((self.args.seed * 1_000_003 + self.state.global_step) * 65_537 + self.args.process_index) % 2**63
 
     def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
         if not self.is_online:
@@ -725,17 +726,32 @@ class PreferenceTrainer(ResumableTrainer):
 
     # Continue --------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _rows_digest(self) -> str:
+        assert isinstance(self.train_dataset, EncodedRows)
+        return self.train_dataset.digest()
+
     def state_beside_weights(self) -> dict[str, Any]:
-        """Slow targets, the panel's state, the count of questions of all processes, and the average."""
+        """Slow targets, the panel's state, the count of questions of all processes, which rows, and the average."""
         return {
             "anchors": self.anchors.state_dict(),
             "groups": None if self.groups is None else self.groups.state,
             "num_questions": self._count_questions(),
+            "rows": self._rows_digest,
             "average": None if self.average is None else self.average.values,
         }
 
     def load_beside_weights(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_beside_weights`."""
+        """Continue from :meth:`state_beside_weights`.
+
+        Raises:
+            UserError: if other rows were trained on.
+        """
+        if state["rows"] != self._rows_digest:
+            raise UserError(
+                "resume_from_checkpoint: expected the training rows that the checkpoint has seen, found others: the "
+                "data have changed; put them back, or start anew"
+            )
         self.anchors.load_state_dict(state["anchors"])
         # The count of all, by whatever number of processes.
         self.num_questions = state["num_questions"] if self.is_world_process_zero() else 0

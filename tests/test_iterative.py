@@ -189,6 +189,43 @@ def test_two_fits_a_round(tmp_path: Path) -> None:
         torch.testing.assert_close(value, (start[name] + models[1][name] + models[3][name]) / 3)
 
 
+def test_the_average_of_an_adapter_begins_where_it_began(tmp_path: Path) -> None:
+    """At a rate of nearly nothing all rounds are the start, and so is their average."""
+    still = ("training.learning_rate=1e-12", "average.decay=1", "schedule.rounds=2", "data.eval_fraction=0")
+    run("mnpo", tmp_path, "policy.lora={rank: 2, alpha: 4}", *still)
+    average, last = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("average", "final"))
+    for name, value in last.items():
+        torch.testing.assert_close(average[name], value, rtol=0, atol=1e-7)
+
+
+def test_changed_content_is_another_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and rules are named in the recipe; what stands there counts."""
+    monkeypatch.syspath_prepend(tmp_path)
+    rule, prompts = tmp_path / "taste.py", tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": f"Say {number}"}) + "\n" for number in range(24)]
+    rule.write_text("def taste(prompt, left, right):\n    return 0.5 + 0.4 * ((left > right) - (left < right))\n")
+    prompts.write_text("".join(lines))
+    changes = ("schedule.rounds=1", "data.eval_fraction=0", "oracle.rule=taste:taste", f"data.prompts.path={prompts}")
+    run("inpo", tmp_path / "run", *changes)
+    run("inpo", tmp_path / "run", *changes)
+    prompts.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=r"answers\.jsonl: made by other values of content of the prompts"):
+        run("inpo", tmp_path / "run", *changes)
+    prompts.write_text("".join(lines))
+    rule.write_text(rule.read_text().replace("0.4", "0.3"))
+    with pytest.raises(UserError, match=r"preferences\.jsonl: made by other values of content of the oracle"):
+        run("inpo", tmp_path / "run", *changes)
+
+
+def test_a_stage_that_cannot_begin_claims_no_folder(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
+    with pytest.raises(UserError, match="run `alignment rollout` first"):
+        loop.run_stage(recipe, "judge")
+    assert not (tmp_path / "recipe.yaml").exists()
+    with pytest.raises(UserError, match=r"expected last or nothing where rounds continue.* got 'elsewhere'"):
+        run("mnpo", tmp_path, "training.resume_from_checkpoint=elsewhere")
+
+
 PLAYERS = [
     "method={name: mnpo, eta: 0.1, ref_weight: 0.25, opponents: heterogeneous}",
     "oracle=null",
@@ -251,6 +288,8 @@ def test_players_with_two_oracles_part(tmp_path: Path) -> None:
             "unknown key 'players.b.method.player_weihgts'; did you mean 'players.b.method.player_weights'",
         ),
         ((*PLAYERS, f"players={{a: {{oracle: {SHORTER}}}}}"), "expected at least two players"),
+        ((*PLAYERS, players_of(SHORTER, SHORTER).replace("a:", "../a:")), r"nothing else of a run has, got '\.\./a'"),
+        ((*PLAYERS, players_of(SHORTER, SHORTER).replace("a:", "ref:")), "nothing else of a run has, got 'ref'"),
     ],
 )
 def test_mistaken_players_are_named(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from alignment.arguments import AlignmentArguments
 from alignment.config.schema import EvaluationSpec, Recipe
 from alignment.errors import UserError
+from alignment.iterations import StopEarly
 from alignment.types import Measure
 
 
@@ -22,6 +23,8 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
         UserError: if two training keys contradict one another.
     """
     sampling, evaluation = recipe.sampling, recipe.evaluation or EvaluationSpec()
+    # Evaluations without a gain are counted over continuations.
+    patience = {} if recipe.early_stopping is None else {"restore_callback_states_from_checkpoint": True}
     rhythm = {} if evaluation.every is None else {"eval_strategy": "steps", "eval_steps": evaluation.every}
     try:
         return AlignmentArguments(
@@ -48,7 +51,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             win_rate_temperature=evaluation.temperature,
             win_rate_max_new_tokens=recipe.longest_answer,
             win_rate_prompts=evaluation.num_prompts,
-            **_current_names(recipe.training) | rhythm,
+            **patience | _current_names(recipe.training) | rhythm,
         )
     except UserError:
         raise
@@ -59,7 +62,7 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
 def build_callbacks(recipe: Recipe) -> list[TrainerCallback]:
     """What a recipe wants done between steps."""
     spec = recipe.early_stopping
-    return [] if spec is None else [EarlyStoppingCallback(spec.patience, spec.threshold)]
+    return [] if spec is None else [StopEarly(spec.patience, spec.threshold)]
 
 
 def build_measures(recipe: Recipe) -> list[Measure]:

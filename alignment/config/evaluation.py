@@ -158,7 +158,7 @@ class AnsweringRecipe(Block):
     opponents: list[str] = Field(default=[])
     sampling: DecodingSpec | None = None
     output_dir: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:

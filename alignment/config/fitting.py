@@ -102,7 +102,7 @@ class _FitRecipe(Block):
     policy: ModelSpec
     training: dict[str, Any] = Field(default_factory=dict)
     output_dir: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that reads back to an equal one."""

@@ -1,6 +1,7 @@
 """The keys of a recipe: types, ranges and defaults. Each key has one owner; a key that nothing reads is an error."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 
@@ -12,6 +13,9 @@ from alignment.config.parsing import dump_yaml
 from alignment.generation.options import PolicyServerOptions, VLLMOptions
 from alignment.methods import build_method
 from alignment.types import Method, Needs
+
+# Folders of players stand beside what else a run writes, and their policies beside the other anchors of a loss.
+_PLAYER = re.compile(r"(?!(?:ref|prev|policy|final|average|past_\d+|round-\d+)$)[A-Za-z0-9_-]+")
 
 
 class TinySpec(Block):
@@ -267,7 +271,7 @@ class Recipe(Block):
     evaluation: EvaluationSpec | None = None
     early_stopping: EarlyStoppingSpec | None = None
     output_dir: str = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _one_rhythm_of_evaluation(self) -> Self:
@@ -307,6 +311,12 @@ class Recipe(Block):
             raise ValueError("expected oracle or players, got both: each player has its own oracle")
         if self.players is not None and len(self.players) < 2:
             raise ValueError("expected at least two players; a single one needs no name, but an oracle")
+        odd = [name for name in self.players or () if not _PLAYER.fullmatch(name)]
+        if odd:
+            raise ValueError(
+                "players: expected names of letters, digits, '_' and '-' that nothing else of a run has, got "
+                f"'{odd[0]}'"
+            )
         return self
 
     def by_player(self) -> dict[str, "Recipe"]:

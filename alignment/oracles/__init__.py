@@ -1,7 +1,14 @@
 """Preference oracles: who says which of two answers is better."""
 
 from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, preference_matrix, settle
-from alignment.oracles.build import build_oracle, check_keys, check_oracle, deciding_keys, oracle_name
+from alignment.oracles.build import (
+    build_oracle,
+    check_keys,
+    check_oracle,
+    content_digest,
+    deciding_keys,
+    oracle_name,
+)
 from alignment.oracles.combine import (
     CalibratedOracle,
     MixtureOracle,
@@ -38,6 +45,7 @@ __all__ = [
     "build_oracle",
     "check_keys",
     "check_oracle",
+    "content_digest",
     "deciding_keys",
     "num_questions",
     "oracle_name",

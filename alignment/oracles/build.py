@@ -32,7 +32,7 @@ from alignment.oracles.models import (
     load_language_model,
     model_version,
 )
-from alignment.oracles.rules import RuleOracle, find_rule, rule_source
+from alignment.oracles.rules import RULES, RuleOracle, find_rule, rule_source
 from alignment.oracles.templates import read_template
 from alignment.oracles.verdicts import ARENA_HARD, ArenaHardReader, LabelReader, LogprobReader, Reader
 from alignment.types import Oracle
@@ -77,6 +77,10 @@ class OracleSpec(BaseModel):
     def check(self) -> None:
         """Raise what can be known without loading a model."""
 
+    def content(self) -> bytes:
+        """What the block only names and decides the answers as well; models are known by their names."""
+        return b""
+
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         """An oracle whose two orders add up to one."""
         raise NotImplementedError
@@ -89,6 +93,9 @@ class RuleSpec(OracleSpec):
 
     def check(self) -> None:
         find_rule(self.rule)
+
+    def content(self) -> bytes:
+        return b"" if self.rule in RULES else rule_source(find_rule(self.rule))
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         rule = find_rule(self.rule)
@@ -103,9 +110,12 @@ class MatrixSpec(OracleSpec):
     def check(self) -> None:
         read_matrix(Path(self.path))
 
+    def content(self) -> bytes:
+        return Path(self.path).read_bytes()
+
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
-        oracle, content = read_matrix(Path(self.path)), Path(self.path).read_bytes()
-        return _exact(oracle, self, {"kind": "matrix", "path": self.path}, content, accounts)
+        oracle = read_matrix(Path(self.path))
+        return _exact(oracle, self, {"kind": "matrix", "path": self.path}, self.content(), accounts)
 
 
 class ModelBudget(BaseModel):
@@ -154,6 +164,9 @@ class PairwiseSpec(OracleSpec):
     def check(self) -> None:
         read_template(self.template)
 
+    def content(self) -> bytes:
+        return read_template(self.template).encode()
+
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model)
         template = read_template(self.template)
@@ -172,6 +185,9 @@ class LanguageModelSpec(OracleSpec):
 
     def check(self) -> None:
         read_template(self.template)
+
+    def content(self) -> bytes:
+        return read_template(self.template).encode()
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_language_model(self.model)
@@ -242,6 +258,9 @@ class JudgeSpec(EndpointSpec, OracleSpec):
     def template_text(self) -> str:
         """What is asked, without prompt and answers."""
         return read_template(self.template, shipped=_SHIPPED[self.verdict])
+
+    def content(self) -> bytes:
+        return self.template_text().encode()
 
     @property
     def reply_tokens(self) -> int:
@@ -410,6 +429,19 @@ def leaves_of(spec: Mapping[str, Any]) -> tuple[OracleSpec, ...]:
         return (checked,)
     members = checked.members.values() if isinstance(checked, PanelSpec) else checked.members
     return tuple(leaf for member in members for leaf in leaves_of(_handed_down(checked, member)))
+
+
+def content_digest(spec: Mapping[str, Any]) -> str:
+    """A hash of what an ``oracle:`` block only names: the source of rules, matrices, templates.
+
+    Raises:
+        UserError: as :func:`check_oracle`.
+    """
+    digest = hashlib.sha256()
+    for leaf in leaves_of(spec):
+        content = leaf.content()
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def build_oracle(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,73 @@ def test_a_run_does_not_begin_beside_checkpoints(tmp_path: Path) -> None:
     small_run(tmp_path, *saves)
     with pytest.raises(UserError, match=r"found checkpoint-1, .*resume_from_checkpoint=last"):
         small_run(tmp_path, *saves)
+
+
+SAVES = ("training.save_strategy=steps", "training.save_steps=1", "data.eval_fraction=0", "training.eval_strategy=no")
+LAST = "training.resume_from_checkpoint=last"
+
+
+def test_a_checkpoint_without_a_recipe_is_of_its_run(tmp_path: Path) -> None:
+    """Whoever is killed between the state of a checkpoint and its recipe leaves the one without the other."""
+    small_run(tmp_path, *SAVES)
+    for path in tmp_path.glob("checkpoint-*/recipe.yaml"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"found other values of method\.beta"):
+        small_run(tmp_path, *SAVES, LAST, "method.beta=0.7")
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(UserError, match=r"recipe\.yaml: expected keys with their values, found nothing"):
+        small_run(tmp_path, *SAVES, LAST)
+
+
+def test_a_checkpoint_without_moments_is_not_continued(tmp_path: Path) -> None:
+    small_run(tmp_path, *SAVES, "training.save_only_model=true")
+    with pytest.raises(UserError, match=r"expected the optimizer's state in .*save_only_model left out"):
+        small_run(tmp_path, *SAVES, "training.save_only_model=true", LAST)
+
+
+def test_other_rows_do_not_continue_a_run(tmp_path: Path) -> None:
+    """The file has the same name, and chosen and rejected in other places."""
+    rows = [{"prompt": f"Say {i}", "chosen": f" {i}", "rejected": " no"} for i in range(8)]
+    path = tmp_path / "pairs.jsonl"
+    data = f"data={{preferences: {{path: {path}}}}}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small_run(tmp_path / "run", *SAVES, data)
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in turned))
+    with pytest.raises(UserError, match=r"expected the training rows that the checkpoint has seen, found others"):
+        small_run(tmp_path / "run", *SAVES, data, LAST)
+
+
+def test_patience_is_not_forgotten(tmp_path: Path) -> None:
+    """Continued from a checkpoint of its middle, or of its end, a run stops where it had stopped."""
+    watched = (
+        *("training.save_strategy=steps", "training.save_steps=1", "training.eval_strategy=steps"),
+        *("training.eval_steps=1", "training.load_best_model_at_end=true", "training.max_steps=9"),
+        # Nothing is ever better by so much.
+        *("training.metric_for_best_model=eval_loss", "early_stopping={patience: 3, threshold: 99}"),
+    )
+    small_run(tmp_path / "run", *watched)
+
+    def last_step(folder: Path) -> int:
+        return max(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+    stopped = last_step(tmp_path / "run")
+    assert 3 <= stopped < 9
+    for number in (stopped - 1, stopped):
+        folder = tmp_path / f"from-{number}"
+        shutil.copytree(tmp_path / "run", folder)
+        shutil.rmtree(folder / "final")
+        for later in range(number + 1, 10):
+            shutil.rmtree(folder / f"checkpoint-{later}", ignore_errors=True)
+        small_run(folder, *watched, LAST)
+        assert last_step(folder) == stopped and (folder / "final").exists()
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "egpo"])
+def test_the_largest_seed(recipe: str, tmp_path: Path) -> None:
+    small_run(tmp_path, "seed=2147483647", recipe=f"{recipe}/tiny")
+    with pytest.raises(UserError, match=r"seed: expected a number < 2\.14748e\+09"):
+        small_run(tmp_path, "seed=2147483648", recipe=f"{recipe}/tiny")
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.25])

@@ -107,6 +107,18 @@ def test_other_weights_and_other_rows_miss(tokenizer: PreTrainedTokenizerFast, t
     assert len(files()) == 3, "labels are no part of a log-prob"
 
 
+def test_another_configuration_is_another_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The same weights under another rotation of positions say something else."""
+    make(tokenizer, tmp_path, METHODS[0], store_anchors=True)
+    model = build(tokenizer)
+    config = copy.deepcopy(model.config)
+    config.rope_parameters["rope_theta"] *= 2
+    turned = type(model)(config)
+    turned.load_state_dict(model.state_dict())
+    make(tokenizer, tmp_path, METHODS[0], store_anchors=True, model=turned)
+    assert len(files()) == 2
+
+
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "renamed"])
 def test_a_damaged_or_stale_file_is_refused(fault: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     method = METHODS[0]
