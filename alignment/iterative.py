@@ -5,7 +5,8 @@ again skips what is finished, resumes the training that was interrupted, and ref
 players have a folder each, with rounds of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -41,11 +42,13 @@ def run(recipe: Recipe, accounts: Accounts) -> RunResult:
     Raises:
         UserError: for anything in data or recipe that cannot be trained on, and for a run folder of another recipe.
     """
-    players, announce, claim = _set_up(recipe, accounts)
-    claim()
-    for number in range(1, recipe.schedule.rounds + 1):
-        _play(players, number, _STAGES)
-    return _finish(recipe, players, announce)
+    setup = _set_up(recipe, accounts)
+    rounds = range(1, recipe.schedule.rounds + 1)
+    setup.equip({stage for number in rounds for stage in _left(setup.players, number, _STAGES)})
+    setup.claim()
+    for number in rounds:
+        _play(setup.players, number, _STAGES)
+    return _finish(recipe, setup.players, setup.announce)
 
 
 def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
@@ -67,7 +70,8 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
             f"expected a recipe whose rounds sample (schedule.kind: iterative), found schedule.kind = "
             f"'{recipe.schedule.kind}'; `alignment train` runs it"
         )
-    players, announce, claim = _set_up(recipe, accounts)
+    setup = _set_up(recipe, accounts)
+    players, announce = setup.players, setup.announce
     rounds = range(1, recipe.schedule.rounds + 1)
     number = next((n for n in rounds if not all(player.has_finished(n) for player in players)), None)
     if number is None:
@@ -75,12 +79,19 @@ def run_stage(recipe: Recipe, stage: Stage, accounts: Accounts) -> None:
         return
     for player in players:
         player.check_before(number, stage)
-    claim()
-    _play(players, number, _STAGES if stage == "train" else (stage,))
+    stages = _STAGES if stage == "train" else (stage,)
+    setup.equip(_left(players, number, stages))
+    setup.claim()
+    _play(players, number, stages)
     if stage == "train" and number == recipe.schedule.rounds:
         _finish(recipe, players, announce)
     else:
         _part(players)
+
+
+def _left(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> set[Stage]:
+    """Stages of a round that any player has still to do."""
+    return {stage for stage in stages if not all(player.has_done(number, stage) for player in players)}
 
 
 def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> None:
@@ -90,7 +101,24 @@ def _play(players: Sequence[Player], number: int, stages: Sequence[Stage]) -> No
             player.advance(number, stage)
 
 
-def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce, Callable[[], None]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setup:
+    """A run that is about to begin.
+
+    Attributes:
+        players: without an engine and oracles yet.
+        announce: is told what was done.
+        equip: gives players what some stages use: each may run where the others' engine, judge or key is not.
+        claim: writes whose folder it is; a command that could not begin leaves no recipe.
+    """
+
+    players: list[Player]
+    announce: Announce
+    equip: Callable[[Collection[Stage]], None]
+    claim: Callable[[], None]
+
+
+def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     args = build_arguments(recipe)
     if args.resume_from_checkpoint not in (None, "last"):
         raise UserError(
@@ -98,7 +126,6 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce,
             f"'{args.resume_from_checkpoint}'"
         )
     check_launch(args)
-    check_engine(args.engine, args.engine_options)
     ranks = args.ranks
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml(), batches_are_compared=True)
@@ -117,50 +144,58 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> tuple[list[Player], Announce,
             f"schedule.prompts: expected a prompt for each of {recipe.schedule.rounds} rounds to divide among them, "
             f"found {len(prompts)}; give more prompts, ask for fewer rounds, or let every round have all"
         )
-    engine = build_engine(
-        args.engine,
-        args.engine_options,
-        tokenizer,
-        lora_rank=None if recipe.policy.lora is None else recipe.policy.lora.rank,
-        num_processes=args.world_size,
-    )
-    if held_out and not engine.takes_weights:
-        announce(f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers")
-    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
-    players = []
-    for name, own in recipe.by_player().items():
-        assert own.oracle is not None
-        oracle = build_oracle(own.oracle, args.device, accounts)
-        players.append(
-            Player(
-                name=name,
-                recipe=own,
-                folder=folder / name,
-                tokenizer=tokenizer,
-                oracle=oracle,
-                judge=oracle if judge is None else build_oracle(judge, args.device, accounts),
-                prompts=prompts,
-                held_out=held_out,
-                device=args.device,
-                engine=engine,
-                ranks=ranks,
-                batch_size=args.eval_batch_size,
-                effective_batch=args.effective_batch,
-                announce=announce,
-            )
+    players = [
+        Player(
+            name=name,
+            recipe=own,
+            folder=folder / name,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            held_out=held_out,
+            device=args.device,
+            ranks=ranks,
+            batch_size=args.eval_batch_size,
+            effective_batch=args.effective_batch,
+            announce=announce,
         )
+        for name, own in recipe.by_player().items()
+    ]
     for player in players:
         player.meet({other.name: other for other in players if other is not player})
 
+    def equip(stages: Collection[Stage]) -> None:
+        evaluates = "train" in stages and bool(held_out)
+        if "rollout" in stages or evaluates:
+            check_engine(args.engine, args.engine_options)
+            engine = build_engine(
+                args.engine,
+                args.engine_options,
+                tokenizer,
+                lora_rank=None if recipe.policy.lora is None else recipe.policy.lora.rank,
+                num_processes=args.world_size,
+            )
+            if evaluates and not engine.takes_weights:
+                announce(
+                    f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers"
+                )
+            for player in players:
+                player.engine = engine
+        judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+        for player in players:
+            assert player.recipe.oracle is not None
+            if "judge" in stages or (evaluates and judge is None):
+                player.oracle = build_oracle(player.recipe.oracle, args.device, accounts)
+            if evaluates:
+                player.judge = player.oracle if judge is None else build_oracle(judge, args.device, accounts)
+
     def claim() -> None:
-        """Write whose folder it is: a command that could not begin leaves no recipe."""
         ranks.wait()
         if ranks.is_first:
             if not (folder / "recipe.yaml").exists():
                 write_header(folder, recipe.to_yaml(), None)
             write_report(data, folder)
 
-    return players, announce, claim
+    return _Setup(players=players, announce=announce, equip=equip, claim=claim)
 
 
 def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> RunResult:
@@ -187,7 +222,8 @@ def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> Ru
 
 def _part(players: Sequence[Player]) -> None:
     """The end of a process: what all players share is closed."""
-    players[0].engine.close()
+    if players[0].engine is not None:
+        players[0].engine.close()
     players[0].ranks.part()
 
 

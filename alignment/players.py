@@ -66,16 +66,18 @@ class Player:
         recipe: with this player's oracle and method.
         folder: where its rounds are.
         tokenizer: of the policy.
-        oracle: who compares its answers.
-        judge: who compares those to held-out prompts with the reference's.
         prompts: encoded, without answers.
         held_out: likewise.
         device: where models go.
-        engine: draws the answers that are trained on.
         ranks: the processes of the launch.
         batch_size: prompts that a process answers or asks about at once.
         effective_batch: prompts of an optimizer step, of all processes of this launch.
         announce: is told what was done.
+
+    Attributes:
+        engine: draws the answers; ``None`` where the stages that are to be done draw none.
+        oracle: who compares its answers; ``None`` where none are compared.
+        judge: who compares those to held-out prompts with the reference's; ``None`` where nothing is trained.
     """
 
     def __init__(
@@ -85,22 +87,22 @@ class Player:
         recipe: Recipe,
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
-        oracle: Oracle,
-        judge: Oracle,
         prompts: tuple[EncodedRow, ...],
         held_out: tuple[EncodedRow, ...],
         device: torch.device,
-        engine: Engine,
         ranks: Ranks,
         batch_size: int,
         effective_batch: int,
         announce: Announce,
     ) -> None:
-        self.name, self.recipe, self.folder, self.tokenizer, self.oracle = name, recipe, folder, tokenizer, oracle
+        self.name, self.recipe, self.folder, self.tokenizer = name, recipe, folder, tokenizer
         self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
-        self.engine, self._prompts_digest = engine, EncodedRows(prompts).digest()
+        self.engine: Engine | None = None
+        self.oracle: Oracle | None = None
+        self.judge: Oracle | None = None
+        self._prompts_digest = EncodedRows(prompts).digest()
         self.label = f" of {name}" if name else ""
-        self._judge, self._announce, self._batch_size = judge, announce, batch_size
+        self._announce, self._batch_size = announce, batch_size
         self._effective_batch = effective_batch
         self._method = recipe.build_method()
         self._measures = build_measures(recipe)
@@ -185,6 +187,17 @@ class Player:
             UserError: if it was made by something else.
         """
         return self.policy_after(number).is_finished()
+
+    def has_done(self, number: int, stage: str) -> bool:
+        """Whether a stage of a round has left what it makes; what ``annotate`` stores is found when it is looked for.
+
+        Raises:
+            UserError: if it was made by something else.
+        """
+        if stage == "annotate":
+            return False
+        made = {"rollout": self.answers, "judge": self.preferences, "train": self.policy_after}[stage]
+        return made(number).is_finished()
 
     def _start_of(self, number: int, index: int) -> Artefact:
         """Where a fit starts: at the policy that sampled, or, of several fits, at the one before it (see ``Needs``)."""
@@ -329,6 +342,7 @@ class Player:
         self._say(number, f"{count:,} answers to {len(rows):,} prompts{noted}")
 
     def _compare(self, number: int, answers: Artefact, preferences: Artefact) -> None:
+        assert self.oracle is not None
         started, asked_before = time.perf_counter(), num_questions(self.oracle)
         compared = compare_answers(
             read_rows(answers.path),
@@ -369,10 +383,10 @@ class Player:
             args=args,
             train_dataset=read_rows(self.preferences(number).path),
             eval_dataset=self.held_out or None,
-            eval_oracle=self._judge,
+            eval_oracle=self.judge,
             measures=self._measures,
             # A server that keeps its weights does not know the policy that is trained.
-            engine=self.engine if self.engine.takes_weights else None,
+            engine=self.engine if self.engine is not None and self.engine.takes_weights else None,
             processing_class=self.tokenizer,
             method=self._method,
             callbacks=[RunFiles(folder, recipe.to_yaml(), round=number), *build_callbacks(recipe)],
@@ -472,6 +486,7 @@ class Player:
 
     def _speaker(self, model: Any) -> CausalLMPolicy:
         sampling = self.recipe.sampling
+        assert self.engine is not None
         # Another model than before, or the same one trained further.
         self.engine.refresh()
         return CausalLMPolicy(

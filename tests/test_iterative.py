@@ -217,6 +217,22 @@ def test_changed_content_is_another_round(tmp_path: Path, monkeypatch: pytest.Mo
         run("inpo", tmp_path / "run", *changes)
 
 
+def test_a_stage_needs_only_what_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge's key need not be where answers are drawn, nor the engine where they are compared or trained on."""
+    settings = [*SMALL, f"output_dir={tmp_path}", "schedule.rounds=1", "data.eval_fraction=0"]
+    recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", settings).recipe
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("not needed")
+
+    for stage, absent in (("rollout", ["oracle"]), ("judge", ["engine"]), ("train", ["oracle", "engine"])):
+        with monkeypatch.context() as patch:
+            for what in absent:
+                patch.setattr(f"alignment.iterative.build_{what}", fail)
+            loop.run_stage(recipe, stage)
+    assert (tmp_path / "final").exists()
+
+
 def test_a_stage_that_cannot_begin_claims_no_folder(tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
     with pytest.raises(UserError, match="run `alignment rollout` first"):
