@@ -24,7 +24,12 @@ FrozenPolicy = nn.Module | TrainableWeights
 
 # What a configuration says besides how a forward is computed.
 _ORIGINS = frozenset(
-    {"transformers_version", "architectures", "dtype", "base_model_name_or_path", "inference_mode", "revision"}
+    {
+        *("transformers_version", "architectures", "base_model_name_or_path", "revision"),
+        # Those of the weights are hashed with them.
+        *("dtype", "torch_dtype"),
+        *("use_cache", "inference_mode"),
+    }
 )
 
 
