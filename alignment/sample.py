@@ -1,5 +1,10 @@
-"""Answers of a trained model, for the eye or for a benchmark's file."""
+"""Answers of a trained model, for the eye or for a benchmark's file.
 
+The random numbers are a hash of the seed and of the weights, as in an evaluation (:mod:`alignment.answering`): files of
+different policies may be compared pair by pair, because none drew with the numbers of another.
+"""
+
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +82,7 @@ def sample(
     announce: Announce,
     progress: Progress,
 ) -> tuple[Answered, ...]:
-    """Answers to prompts; the same seed gives the same.
+    """Answers to prompts; the same weights and seed give the same, other weights draw independently.
 
     Args:
         model: who answers.
@@ -85,7 +90,7 @@ def sample(
         num_completions: answers to each.
         temperature: 0 takes the likeliest token at each step; ``None`` for that of the recipe's evaluation, or 1.
         max_new_tokens: ``None`` for that of the recipe's evaluation, of its sampling, or of its data.
-        seed: of the answers; the reference's have the same.
+        seed: of the answers, together with the weights of who answers.
         against_ref: whether the reference answers as well.
         device: where the models go.
         announce: is told in a line what was left out.
@@ -111,7 +116,7 @@ def sample(
             temperature=temperature,
             max_new_tokens=longest,
         )
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(_seed_of(seed, module))
         texts: list[tuple[str, ...]] = []
         for start in range(0, len(rows), _BATCH):
             progress(what, start, len(rows))
@@ -143,6 +148,15 @@ def model_outputs(answered: Sequence[Answered], generator: str) -> list[dict[str
         generator: what the leaderboard calls the model.
     """
     return [{"instruction": item.prompt, "output": item.answers[0], "generator": generator} for item in answered]
+
+
+def _seed_of(seed: int, module: torch.nn.Module) -> int:
+    """A seed of this model's own: what is named in two ways, or saved in two folders, has the same."""
+    digest = hashlib.sha256(str(seed).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return int(digest.hexdigest()[:15], 16)
 
 
 def _recipe_temperature(model: TrainedModel) -> float:

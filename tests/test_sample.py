@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from alignment.cli import main
 from alignment.config import load_recipe
@@ -63,6 +64,31 @@ def test_the_same_seed_prints_the_same(runs: Mapping[str, Path], command: Comman
     assert first == again != other and first.count("answer") == 4
     greedy = [command(runs["whole"], "--prompt", "Say hello.", "--temperature", 0, "--seed", s, *SHORT) for s in (1, 2)]
     assert greedy[0] == greedy[1]
+
+
+def test_policies_do_not_share_random_numbers(tmp_path: Path, runs: Mapping[str, Path], command: Command) -> None:
+    """Weights that differ by a rounding error say other things at the same seed; with shared numbers, the same.
+
+    A chance coincidence of 16 answers of 16 tokens by a model that is near uniform has a probability of about 0.
+    """
+    shutil.copytree(runs["whole"] / "final", tmp_path / "near")
+    weights = load_file(tmp_path / "near" / "model.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    weights[name] = weights[name].clone()
+    weights[name][0, 0] += 1e-7 * weights[name].abs().max()
+    save_file(weights, tmp_path / "near" / "model.safetensors", metadata={"format": "pt"})
+    asked = ("--prompt", "Say hello.", "--role", "text", "--num", 16, "--max-new-tokens", 16, "--json")
+    ours, near = (
+        json.loads(command(folder, *asked))[0]["answers"] for folder in (runs["whole"] / "final", tmp_path / "near")
+    )
+    assert all(one != other for one, other in zip(ours, near, strict=True))
+
+
+def test_the_reference_draws_its_own_numbers(runs: Mapping[str, Path], command: Command) -> None:
+    """After a step or two the reference is nearly the policy: shared numbers would make most answers the same."""
+    asked = ("--prompt", "Say hello.", "--num", 16, "--max-new-tokens", 16, "--json", "--against", "ref")
+    (found,) = json.loads(command(runs["whole"], *asked))
+    assert all(ours != ref for ours, ref in zip(found["answers"], found["ref"], strict=True))
 
 
 def test_every_kind_of_folder_is_found(runs: Mapping[str, Path], command: Command) -> None:

@@ -38,7 +38,7 @@ def sample(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="The longest answer. [default: the recipe's; 256 without one]")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed prints the same answers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same model and seed print the same answers.")] = 0,
     against: Annotated[str | None, typer.Option(metavar="ref", help="Also print the reference's answers.")] = None,
     checkpoint: CheckpointOption = None,
     output: Annotated[
