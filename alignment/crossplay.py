@@ -137,9 +137,11 @@ def read_policies(arguments: Sequence[str]) -> tuple[Outputs, ...]:
     policies = []
     for argument in arguments:
         name, equals, path = argument.partition("=")
-        if not equals or not _NAME.fullmatch(name) or not path:
+        # Two underscores stand between the names in the file of a pair.
+        if not equals or not _NAME.fullmatch(name) or "__" in name or not path:
             raise UserError(
-                f"expected NAME=model_outputs.json with a name of letters, digits, dots and dashes, got '{argument}'"
+                "expected NAME=model_outputs.json with a name of letters, digits, dots, dashes and single underscores, "
+                f"got '{argument}'"
             )
         rows = read_model_outputs(Path(path))
         answers = {text: row.text("output") for text, row in rows.items()}
@@ -296,6 +298,13 @@ def _judge(
 
 def _read_pair(names: tuple[str, str], artefact: Artefact) -> Judged:
     rows = read_records(artefact.path)
+    for row in rows:
+        found = row.text("generator_1"), row.text("generator_2")
+        if found != names:
+            raise UserError(
+                f"{artefact.path}: expected verdicts on {' and '.join(names)}, found {' and '.join(found)} in "
+                f"{row.source}; delete the file, and the pair is judged again"
+            )
     return Judged(
         names=names,
         wins={row.text("instruction"): 2.0 - row.number("preference") for row in rows},

@@ -18,7 +18,7 @@ import torch
 
 from alignment.answering import Player, Progress, find_player, written_answers
 from alignment.config import DataSource
-from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec
+from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec, annotations_file
 from alignment.errors import UserError
 from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
@@ -313,7 +313,7 @@ def _judge(
 
 def _cell(match: Match, recipe: EvaluationRecipe, prompts: PromptSet, folder: Path, progress: Progress) -> Cell:
     """Write the annotations of a match, and find its figures."""
-    path = folder / "annotations" / f"{match.policy}-vs-{match.opponent}.json"
+    path = folder / "annotations" / annotations_file(match.policy, match.opponent)
     count = recipe.num_completions
     rows = annotations(
         [text for g in range(count) for text in prompts.texts],

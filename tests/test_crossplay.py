@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignment.cli import main
-from alignment.crossplay import CrossPlay, crossplay, read_oracle, read_policies
+from alignment.crossplay import CrossPlay, Outputs, crossplay, read_oracle, read_policies
 from alignment.errors import UserError
 from tests.oracles.server import Reply, prefers_longer, says, serve
 
@@ -200,6 +200,7 @@ def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
         ([a, a], "got 'a' twice"),
         (["a.json"], "expected NAME=model_outputs.json"),
         (["../a=x.json"], "expected NAME=model_outputs.json"),
+        ([a, "b__c=x.json"], "dashes and single underscores, got 'b__c=x.json'"),
         ([a, f"b={tmp_path / 'none.json'}"], "expected a file, found none; check the path"),
     ):
         with pytest.raises(UserError, match=message):
@@ -217,6 +218,15 @@ def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
     panel = {"kind": "panel", "members": {"one": {"kind": "rule", "rule": "shorter"}}}
     with pytest.raises(UserError, match="expected one oracle, got a panel"):
         play(tmp_path / "played", a, b, spec=panel)
+
+
+def test_verdicts_on_others_are_not_read(tmp_path: Path) -> None:
+    """Names that are not read from the command line may share a file: a with b__c, and a__b with c."""
+    policies = [
+        Outputs(name=name, path=tmp_path, answers=dict.fromkeys(PROMPTS, name)) for name in ("a", "a__b", "b__c", "c")
+    ]
+    with pytest.raises(UserError, match=r"a__b__c\.jsonl: expected verdicts on a and b__c, found a__b and c"):
+        crossplay(policies, SPEC, tmp_path / "played", device="cpu", progress=lambda name, done, total: None)
 
 
 def test_the_command_prints_standings_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,6 +198,11 @@ class AnsweringRecipe(Block):
         return dump_yaml(self.model_dump(mode="json", exclude_none=True))
 
 
+def annotations_file(policy: str, opponent: str) -> str:
+    """What the file of a cell's verdicts is called."""
+    return f"{policy}-vs-{opponent}.json"
+
+
 class EvaluationRecipe(AnsweringRecipe):
     """An evaluation by win rates. Every policy meets every opponent but itself; opponents are policies, too."""
 
@@ -210,6 +215,20 @@ class EvaluationRecipe(AnsweringRecipe):
     def _somebody_meets_somebody(self) -> Self:
         if not self.opponents and not self.certificates:
             raise ValueError("opponents: expected one of the policies at least, or certificates, got neither")
+        return self
+
+    @model_validator(mode="after")
+    def _cells_have_files_of_their_own(self) -> Self:
+        cells: dict[str, tuple[str, str]] = {}
+        for cell in ((name, opponent) for name in self.policies for opponent in self.opponents if name != opponent):
+            file = annotations_file(*cell)
+            if file in cells:
+                said = " and ".join(f"{name!r} against {opponent!r}" for name, opponent in (cells[file], cell))
+                raise ValueError(
+                    f"policies: expected names that give each cell a file of its own, found annotations/{file} for "
+                    f"{said}; give one of them another name"
+                )
+            cells[file] = cell
         return self
 
     @model_validator(mode="after")

@@ -212,6 +212,14 @@ def test_mistakes_are_found_before_anybody_is_asked(override: str, tree: dict[st
     assert BAD_RECIPES[override] in str(raised.value)
 
 
+def test_two_cells_never_share_a_file(tree: dict[str, Any]) -> None:
+    """a against b-vs-c, and a-vs-b against c, would both be a-vs-b-vs-c.json."""
+    policies = dict(zip(("a", "a-vs-b", "b-vs-c", "c"), tree["policies"].values(), strict=True))
+    with pytest.raises(UserError, match=r"found annotations/a-vs-b-vs-c\.json for 'a' against 'b-vs-c' and 'a-vs-b'"):
+        run({**tree, "policies": policies, "opponents": ["b-vs-c", "c"]})
+    assert not Path(tree["output_dir"]).exists()
+
+
 def test_no_prompt_is_refused(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("")
     with pytest.raises(UserError, match=r"prompts\.jsonl"):
