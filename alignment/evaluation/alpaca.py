@@ -127,11 +127,11 @@ def read_judgements(
     """AlpacaEval's ``annotations.json``, or a table of preferences and lengths.
 
     The former has ``instruction``, ``output_1``, ``output_2`` and ``preference``; the latter ``preference``, ``len_1``
-    and ``len_2``. Either may have ``instruction_id``.
+    and ``len_2``. Either may have ``instruction_id``, and ``generator_2`` where several models were judged.
 
     Args:
         path: JSON, JSON lines or CSV.
-        model: take the rows of this ``generator_2``.
+        model: take the rows of this ``generator_2``; not read where there is no such column.
         instructions: text -> number of the official set, for files that do not number them.
 
     Raises:
@@ -139,8 +139,9 @@ def read_judgements(
     """
     records = read_records(path, "preference")
     has_texts = "len_2" not in records[0].values
-    if has_texts and "generator_2" in records[0].values:
-        records, model = _of_one_model(records, path, model)
+    model, asked = None, model
+    if "generator_2" in records[0].values:
+        records, model = _of_one_model(records, path, asked)
     ids: list[int] | None = None
     if "instruction_id" in records[0].values:
         ids = [record.integer("instruction_id") for record in records]
@@ -153,13 +154,14 @@ def read_judgements(
     if has_texts:
         answers = [(record.text("output_1"), record.text("output_2")) for record in records]
         lengths_N2 = np.array([(len(first), len(second)) for first, second in answers], dtype=np.float64)
-        is_same = all(first == second for first, second in answers) or all(
-            "generator_1" in record.values and record.values["generator_1"] == record.values.get("generator_2")
-            for record in records
-        )
+        is_same = all(first == second for first, second in answers)
     else:
         lengths_N2 = np.array([(_length(record, "len_1"), _length(record, "len_2")) for record in records])
         is_same = False
+    is_same = is_same or all(
+        "generator_1" in record.values and record.values["generator_1"] == record.values.get("generator_2")
+        for record in records
+    )
     is_same = is_same or bool((lengths_N2[:, 0] == lengths_N2[:, 1]).all() and (win_shares(preference_N) == 0.5).all())
     return Judgements(
         preference_N=preference_N,

@@ -20,6 +20,8 @@ from alignment.evaluation.published import Record, check_distinct
 
 Answer = Literal[1, 2]
 SET_COLUMNS = ("subset", "judge", "prompt")
+# How null is spelt, in JSON and in cells of CSV.
+_NOTHING = ("", "nan", "none", "null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,8 @@ def read_verdicts(records: Sequence[Record]) -> dict[tuple[str, ...], JudgeQuali
             a pair is known by ``idx``.
 
     Raises:
-        UserError: if a label is neither 1 nor 2, or a pair comes twice in a set.
+        UserError: if a label is neither 1 nor 2, a pair comes twice in a set, or all that a set has in a column of
+            verdicts is something else.
     """
     columns = [name for name in SET_COLUMNS if name in records[0].values]
     sets = [tuple(record.name(name) for name in columns) for record in records]
@@ -147,8 +150,8 @@ def read_verdicts(records: Sequence[Record]) -> dict[tuple[str, ...], JudgeQuali
     return {
         key: judge_quality(
             [_gold(record) for record in found],
-            [_answer(record, "winner_noswap") for record in found],
-            [_answer(record, "winner_swap") for record in found],
+            _verdicts(found, "winner_noswap"),
+            _verdicts(found, "winner_swap"),
         )
         for key, found in by_set.items()
     }
@@ -165,5 +168,24 @@ def _gold(record: Record) -> Answer:
 
 
 def _answer(record: Record, name: str) -> Answer | None:
-    answers: dict[str, Answer] = {"1": 1, "2": 2}
-    return answers.get(str(record.value(name)).strip())
+    value = record.value(name)
+    answers: dict[float, Answer] = {1.0: 1, 2.0: 2}
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        # What pandas writes of a column with gaps: 1.0 and 2.0.
+        return answers.get(float(value))
+    except ValueError:
+        return None
+
+
+def _verdicts(records: Sequence[Record], name: str) -> list[Answer | None]:
+    """The verdicts of a set; words of another language than 1 and 2 would be a judge that is always wrong."""
+    answers = [_answer(record, name) for record in records]
+    said = [record for record in records if str(record.value(name)).strip().lower() not in _NOTHING]
+    if said and not any(answers):
+        raise UserError(
+            f"{said[0].source}: expected 1 or 2 in {name!r}, found neither in {len(said)} rows that have something, "
+            f"first {said[0].values[name]!r}; write 1 and 2, or null for no verdict"
+        )
+    return answers

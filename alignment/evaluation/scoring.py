@@ -112,15 +112,25 @@ def score(kind: str, path: Path, options: Options | None = None, *, progress: Pr
 
 
 def _alpaca_eval1(path: Path, options: Options, progress: Progress) -> Scored:
-    judgements = read_judgements(path, model=options.model)
+    judgements = _judgements(path, options)
     summary = {"model": judgements.model, **dataclasses.asdict(alpaca_score(judgements))}
     return Scored(kind="alpaca_eval1", variant="win rate", summary=summary)
+
+
+def _judgements(path: Path, options: Options, official: Mapping[str, int] | None = None) -> Judgements:
+    judgements = read_judgements(path, model=options.model, instructions=official)
+    # With weights it says which of those.
+    if options.model is not None and judgements.model is None and options.weights is None:
+        raise UserError(
+            f"--model: expected with a column 'generator_2' to choose from, found none in {path}; leave it out"
+        )
+    return judgements
 
 
 def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Scored:
     _check_length_control(options)
     official = None if options.instructions is None else read_instructions(options.instructions)
-    judgements = read_judgements(path, model=options.model, instructions=official)
+    judgements = _judgements(path, options, official)
     regularizer = None if options.regularizer is None else length_control.read_regularizer(options.regularizer)
     published = None if options.weights is None else length_control.read_weights(options.weights)
     difficulty = _difficulty(options)
@@ -137,7 +147,7 @@ def _alpaca_eval2(path: Path, options: Options, progress: Progress) -> Scored:
         weights = length_control.fit_weights(sample, regularizer, c=c)
     wins_N = length_control.controlled_wins(weights, sample.difficulty_N)
     summary = {
-        "model": judgements.model,
+        "model": judgements.model or options.model,
         **dataclasses.asdict(alpaca_score(judgements)),
         "length_controlled_winrate": 100.0 * float(wins_N.mean()),
         "lc_se_upstream": length_control.standard_error_upstream(wins_N),

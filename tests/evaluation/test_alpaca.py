@@ -152,6 +152,19 @@ def test_one_of_several_models(write: Callable[..., Path]) -> None:
         read_judgements(path, model="c")
 
 
+def test_one_of_several_models_in_a_table(tmp_path: Path) -> None:
+    """The rows of both would be counted together: 1 of 2 instructions in place of 2 of 2 or 0 of 2."""
+    rows = [f"{n},{name},{win},7,9" for name, win in (("ours", 2), ("b", 1)) for n in range(2)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["instruction_id,generator_2,preference,len_1,len_2", *rows]))
+    found = read_judgements(path, model="b")
+    assert (found.preference_N.tolist(), found.model) == ([1.0, 1.0], "b")
+    with pytest.raises(UserError, match="expected one model in 'generator_2', found ours, b"):
+        read_judgements(path)
+    with pytest.raises(UserError, match="expected the model 'zzz' in 'generator_2', found ours, b"):
+        read_judgements(path, model="zzz")
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -84,8 +84,25 @@ def test_kappa_by_hand() -> None:
 
 
 def test_nonsense_counts_as_missing() -> None:
-    (found,) = read_verdicts([verdict(winner_noswap="banana", winner_swap=1)]).values()
-    assert (found.n_missing, found.n_correct, found.n_correct_swapped) == (1, 0, 1)
+    (found,) = read_verdicts([verdict(winner_noswap="banana", winner_swap=1), verdict(idx=1)]).values()
+    assert (found.n_missing, found.n_correct, found.n_correct_swapped) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("one", [1, 1.0, "1", "1.0", " 1 ", "1e0"])
+def test_numbers_are_read_however_they_are_written(one: Any) -> None:
+    """``1.0`` is what pandas makes of 1 in a column with gaps."""
+    (found,) = read_verdicts([verdict(label=one, winner_noswap=one, winner_swap=one)]).values()
+    assert (found.n_missing, found.n_both_correct) == (0, 1)
+
+
+@pytest.mark.parametrize("word", ["A", 0, 1.5, True])
+def test_a_column_of_other_words_is_refused(word: Any) -> None:
+    """It would be a judge that is always wrong; a judge that says nothing stays one."""
+    message = f"f:1: expected 1 or 2 in 'winner_swap', found neither in 2 rows that have something, first {word!r}"
+    with pytest.raises(UserError, match=message):
+        read_verdicts([verdict(winner_swap=word), verdict(idx=1, winner_swap=word), verdict(idx=2, winner_swap=None)])
+    (found,) = read_verdicts([verdict(winner_swap=None), verdict(idx=1, winner_swap="nan")]).values()
+    assert found.n_missing == 2
 
 
 def test_what_cannot_be_scored_is_named() -> None:

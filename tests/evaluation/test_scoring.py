@@ -167,6 +167,19 @@ def test_the_bootstrap_is_that_of_the_seed(annotations: Path) -> None:
     assert first == again != other
 
 
+@pytest.mark.parametrize("kind", ["alpaca_eval1", "alpaca_eval2"])
+def test_a_model_is_chosen_where_there_is_a_choice(kind: str, tmp_path: Path) -> None:
+    """In a table as well; where nothing names models, a name would be read by nobody."""
+    options = {"alpaca_eval1": {}, "alpaca_eval2": {"c": 1.0}}[kind]
+    path = tmp_path / "a.csv"
+    path.write_text("generator_2,preference,len_1,len_2\n" + "ours,2,7,9\n" * 3 + "b,1,7,8\n" * 5)
+    found = score(kind, path, Options(model="ours", **options)).summary
+    assert (found["model"], found["win_rate"], found["n_total"]) == ("ours", 100.0, 3)
+    path.write_text("preference,len_1,len_2\n" + "2,7,9\n" * 3)
+    with pytest.raises(UserError, match="--model: expected with a column 'generator_2' to choose from, found none"):
+        score(kind, path, Options(model="zzz", **options))
+
+
 def test_the_baseline_against_itself(tmp_path: Path, difficulty: Path) -> None:
     (tmp_path / "a.csv").write_text("instruction_id,preference,len_1,len_2\n0,1.5,7,7\n1,1.5,9,9\n")
     found = score("alpaca_eval2", tmp_path / "a.csv", Options(difficulty=difficulty, bootstrap=5))
