@@ -11,6 +11,9 @@ from alignment.errors import UserError
 # A word, or one character of a script that is written without spaces.
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_TOKEN_OR_SYMBOL = re.compile(rf"{_TOKEN.pattern}|[^\w\s]")
+# Marks of a sentence, which the same prompt has or lacks; not those of a number or a formula, such as 3.5 and n!=1.
+_MARKS = re.compile(r"""['"‘’“”«»„]|[.,;:!?…¿¡。、](?![\d=+\-*/<>^%|&])""")
 
 
 def drop_contaminated(rows: Sequence[Row], against: Sequence[Row], *, ngram: int = 8, overlap: float = 0.5) -> Kept:
@@ -18,7 +21,8 @@ def drop_contaminated(rows: Sequence[Row], against: Sequence[Row], *, ngram: int
 
     A prompt is what stands in its turns of the role user or text; replies and system prompts are not looked at. An
     evaluation prompt is held if more than ``overlap`` of its words lie in n-grams that the training prompt has too. One
-    with fewer than ``ngram`` words is held if a whole turn, or the whole prompt, consists of the same words.
+    with fewer than ``ngram`` words is held if a whole turn, or the whole prompt, consists of the same words and symbols
+    but for the marks of a sentence: C++ is not C#. One without words is held by the same text alone.
 
     Args:
         rows: what to train on.
@@ -57,9 +61,10 @@ class _Index:
         self.holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self.short: dict[tuple[str, ...], str] = {}
         for row in rows:
-            words = _words(" ".join(_turns(row)))
+            text = " ".join(_turns(row))
+            words = _words(text)
             if len(words) < ngram:
-                self.short.setdefault(words, row.source)
+                self.short.setdefault(_whole(text), row.source)
                 continue
             grams = _grams(words, ngram)
             for gram in dict.fromkeys(grams):
@@ -72,7 +77,7 @@ class _Index:
         """The largest share of an evaluation prompt that the row's prompt holds, and that prompt's source."""
         turns = _turns(row)
         for text in (*turns, " ".join(turns)):
-            if (source := self.short.get(_words(text))) is not None:
+            if (source := self.short.get(_whole(text))) is not None:
                 return 1.0, source
         shared = {gram for gram in _grams(_words(" ".join(turns)), self.ngram) if gram in self.holders}
         candidates = dict.fromkeys(number for gram in shared for number in self.holders[gram])
@@ -93,6 +98,12 @@ def _turns(row: Row) -> list[str]:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(normalised(text)))
+
+
+def _whole(text: str) -> tuple[str, ...]:
+    """What a short text says: its words and symbols."""
+    plain = normalised(text)
+    return tuple(_TOKEN_OR_SYMBOL.findall(_MARKS.sub(" ", plain))) if _TOKEN.search(plain) else (plain,)
 
 
 def _grams(words: tuple[str, ...], ngram: int) -> list[tuple[str, ...]]:

@@ -45,6 +45,48 @@ def test_short_prompts_count_only_as_a_whole_turn() -> None:
     assert not removed(prompt("Who are you and what do you want?"), "Who are you?")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2+2?", "What is 2*2?"),
+        ("Is C++ hard?", "Is C# hard?"),
+        ("Is C++ hard?", "Is C hard?"),
+        ("Round 3.5.", "Round 35."),
+        ("Round 3.5", "Round 3,5"),
+        ("Is 5!=3?", "Is 5=3?"),
+        ("f(x)", "f[x]"),
+        ("(2+3)*4", "2+3*4"),
+        ("!!!", "???"),
+        ("!!!", "😀"),
+    ],
+)
+def test_symbols_of_a_short_prompt_count(one: str, other: str) -> None:
+    """The words of the two are the same, and they are different questions."""
+    assert not removed(prompt(one), other) and not removed(prompt(other), one)
+    assert removed(prompt(one), one) and removed(prompt(other), other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 2+2?", "what is 2 + 2"),
+        ("Hello, world!", "Hello world."),
+        ("Why don't you?", "Why don’t you"),
+        ("你好，世界。", "你好世界"),
+        ("Say 'yes'.", "say yes"),
+    ],
+)
+def test_marks_of_a_sentence_do_not_count(one: str, other: str) -> None:
+    assert removed(prompt(one), other) and removed(prompt(other), one)
+
+
+def test_a_prompt_without_words_holds_only_its_like() -> None:
+    """One such prompt in a benchmark once removed every row with any turn that has no word."""
+    rows = [prompt("Tell me more.", "...", source="a"), prompt("?!", source="b"), prompt("* * *", source="c")]
+    assert [row.source for row in drop_contaminated(rows, [prompt("!!!"), prompt("***")]).rows] == ["a", "b", "c"]
+    assert [row.source for row in drop_contaminated(rows, [prompt("...")]).rows] == ["b", "c"]
+
+
 def test_scripts_without_spaces_are_split_by_character() -> None:
     assert removed(prompt("请帮我写一首关于大海的短诗好吗"), "写一首关于大海的短诗")
     assert not removed(prompt("请帮我写一首关于高山的长诗好吗"), "写一首关于大海的短诗")
