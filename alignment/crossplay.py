@@ -16,7 +16,7 @@ from typing import Any
 
 from alignment.artefacts import Artefact
 from alignment.comparisons import describe_table, plain, table_lines
-from alignment.config.compose import apply_overrides, compose
+from alignment.config.compose import apply_overrides, compose, take_back
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import annotations, read_model_outputs
 from alignment.evaluation.manifests import write_json, write_json_lines
@@ -190,7 +190,7 @@ def read_oracle(values: Sequence[str]) -> dict[str, Any]:
         block = composed.tree.get("oracle", composed.tree)
     spec, _ = apply_overrides(block, overrides)
     # Of what is asked here nothing should be asked again.
-    return {"ledger": True, **spec}
+    return {"ledger": True, **take_back(spec)}
 
 
 def crossplay(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from alignment.config import Recipe, load_recipe, recipes_folder, text_gap
-from alignment.config.compose import apply_overrides
+from alignment.config.compose import apply_overrides, compose
 from alignment.config.parsing import dump_yaml, parse_scalar, parse_text
 from alignment.config.problems import unknown_key
 from alignment.errors import UserError
@@ -267,6 +267,35 @@ def test_an_override_below_a_value_is_an_error(write: Write) -> None:
     assert errors_of(write(OFFLINE + "seed: 1\n"), ["seed.x=1"]) == [
         "override 'seed.x': expected 'seed' to hold keys, but it is 1"
     ]
+
+
+def test_null_takes_a_key_of_a_method_or_an_oracle_back(write: Write) -> None:
+    """Known to the new kind or not: nothing is left of the key, and the note does not call it set."""
+    loaded = load_recipe(write(ONLINE), ["method.name=omd", "method.tau=0.2", "oracle.flip=0.1", "oracle.flip=null"])
+    assert loaded.recipe.oracle == {"kind": "rule", "rule": "shorter"}
+    loaded = load_recipe(write(OFFLINE), ["method.name=ipo", "method.tau=0.1", "method.beta=null"])
+    assert loaded.recipe.method == {"name": "ipo", "tau": 0.1}
+    assert loaded.notes == ("method dpo -> ipo: dropped beta; set tau=0.1",)
+    loaded = load_recipe(write(OFFLINE), ["method.eps=0.1", "method.eps=null"])
+    assert loaded.recipe.method == {"name": "dpo", "beta": 0.1}
+    panel = "oracle.members={a: {kind: rule, rule: shorter}, b: {kind: rule, rule: shorter}}"
+    composed = compose(write(ONLINE), ["oracle.kind=panel", "oracle.rule=null", panel, "oracle.members.b=null"])
+    assert composed.tree["oracle"] == {"kind": "panel", "members": {"a": {"kind": "rule", "rule": "shorter"}}}
+
+
+def test_another_kind_of_oracle_drops_the_keys_of_the_old_one(write: Write) -> None:
+    """In whatever order they are given, in both blocks of an oracle, as under ``extends``; the same kind keeps them."""
+    judge = {"kind": "bradley_terry", "model": "somewhere"}
+    overrides = ["oracle.model=somewhere", "oracle.kind=bradley_terry"]
+    composed = compose(write(ONLINE), overrides)
+    assert (composed.tree["oracle"], composed.notes) == (judge, ("oracle rule -> bradley_terry: dropped rule",))
+    write(ONLINE, "base.yaml")
+    extended = compose(write("extends: base.yaml\noracle: {kind: bradley_terry, model: somewhere}"), ())
+    assert extended.tree["oracle"] == judge
+    both = compose(write(JUDGED), [f"evaluation.{line}" for line in overrides])
+    assert both.tree["evaluation"]["oracle"] == judge
+    assert both.notes == ("evaluation.oracle rule -> bradley_terry: dropped rule",)
+    assert compose(write(ONLINE), ["oracle.kind=rule", "oracle.flip=0.1"]).tree["oracle"]["rule"] == "shorter"
 
 
 def test_swapping_the_method_drops_what_the_new_card_lacks(write: Write) -> None:

@@ -214,6 +214,11 @@ def test_names_and_oracles_are_checked(tmp_path: Path) -> None:
         "rule": "shorter",
         "flip": 0.1,
     }
+    assert read_oracle(["kind=rule", "rule=shorter", "flip=null"]) == {
+        "ledger": True,
+        "kind": "rule",
+        "rule": "shorter",
+    }
     b = outputs(tmp_path, "b", ["y"] * 12)
     panel = {"kind": "panel", "members": {"one": {"kind": "rule", "rule": "shorter"}}}
     with pytest.raises(UserError, match="expected one oracle, got a panel"):

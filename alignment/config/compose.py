@@ -67,6 +67,8 @@ def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
     tree, override_notes = apply_overrides(tree, overrides)
     problems: dict[str, str] = {}
     tree = {key: _expand(value, key, problems) for key, value in tree.items()}
+    # Their keys are not the schema's, which leaves out the nulls of all other blocks.
+    tree |= {key: take_back(tree[key]) for key in ("method", "oracle") if isinstance(tree.get(key), dict)}
     return Composed(tree=tree, notes=(*notes, *extended_notes, *override_notes), problems=problems)
 
 
@@ -176,9 +178,10 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[Override]) -> t
     """Set ``key.sub=value`` in a copy of ``tree``; the value is read as YAML, unless key and value are given apart.
 
     Where an override changes ``method.name``, options that the new card also declares are kept and the others dropped.
+    Where one changes the kind of an oracle, all keys of the old kind are dropped, as they are under ``extends``.
 
     Returns:
-        The tree, and a note if the method was changed.
+        The tree, and notes of what was dropped.
 
     Raises:
         UserError: if an override has another form.
@@ -194,6 +197,9 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[Override]) -> t
     if options and isinstance(result.get("method"), dict):
         result["method"], notes = _swap(result["method"], options)
     for keys, value in parsed:
+        if keys[-2:] == ["oracle", "kind"]:
+            notes += _swap_oracle(result, keys[:-1], value, parsed)
+    for keys, value in parsed:
         block = result
         for depth, key in enumerate(keys[:-1], start=1):
             if block.get(key) is None:
@@ -204,6 +210,34 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[Override]) -> t
                 raise UserError(f"override '{whole}': expected '{part}' to hold keys, but it is {block!r}")
         block[keys[-1]] = value
     return result, notes
+
+
+def _swap_oracle(
+    tree: Tree, path: Sequence[str], kind: Any, parsed: Sequence[tuple[list[str], Any]]
+) -> tuple[str, ...]:
+    """Empty the block of an oracle of another kind; a note of the keys that no override sets again."""
+    block: Any = tree
+    for key in path:
+        block = block.get(key) if isinstance(block, dict) else None
+    if not isinstance(block, dict) or kind is None or block.get("kind") in (None, kind):
+        return ()
+    again = {keys[-1] for keys, value in parsed if keys[:-1] == path and value is not None}
+    dropped = [key for key in block if key not in again]
+    said = f"{'.'.join(path)} {block['kind']} -> {kind}: dropped {', '.join(dropped)}"
+    block.clear()
+    return (said,) if dropped else ()
+
+
+def take_back(value: Any) -> Any:
+    """Nested objects without the keys that null takes back.
+
+    Example:
+        >>> take_back({"kind": "panel", "rule": None, "members": {"a": None, "b": {}}})
+        {'kind': 'panel', 'members': {'b': {}}}
+    """
+    if isinstance(value, dict):
+        return {key: take_back(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _parse_override(override: Override) -> tuple[list[str], Any]:
@@ -227,11 +261,11 @@ def _swap(old: Tree, new: Tree) -> tuple[Tree, tuple[str, ...]]:
         # Validation reports the unknown method, with the nearest name.
         return old, ()
     options = {key: value for key, value in old.items() if key != "name"}
-    kept = {key: value for key, value in options.items() if key in declared}
+    kept = {key: value for key, value in options.items() if key in declared and new.get(key, value) is not None}
     said = {
         "kept": [f"{key}={value}" for key, value in kept.items() if key not in new],
-        "dropped": [key for key in options if key not in declared],
-        "set": [f"{key}={value}" for key, value in new.items() if key != "name"],
+        "dropped": [key for key in options if key not in kept],
+        "set": [f"{key}={value}" for key, value in new.items() if key != "name" and value is not None],
     }
     changes = "; ".join(f"{verb} {', '.join(items)}" for verb, items in said.items() if items)
     return {"name": name, **kept}, (f"method {old_name} -> {name}: {changes or 'neither has options'}",)
