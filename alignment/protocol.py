@@ -22,6 +22,8 @@ from alignment.methods import build_method, load_card, method_names
 from alignment.methods._card import nearest
 from alignment.tabular import OptimizerName, run_tabular
 
+# Of win probabilities, in all games together: 1 GiB, of which the solver needs several.
+_MOST_PREFERENCES = 2**27
 ExactUpdate = Callable[[PreferenceGame, Tensor, float], Tensor]
 
 
@@ -204,8 +206,13 @@ def run_protocol(
         progress: called with method, iteration and total.
 
     Raises:
-        UserError: for an unknown game or a method that has no equilibrium to look for.
+        UserError: for an unknown game or a method that has no equilibrium to look for, a method or seed that comes
+            twice, a negative seed, and games that no memory holds.
     """
+    _check_distinct("methods", methods)
+    _check_distinct("seed", seeds)
+    if min(seeds) < 0:
+        raise UserError(f"seed: expected numbers of at least 0, got {min(seeds)}")
     if not tau > 0:
         raise UserError(f"expected tau > 0, got {tau:g}: the protocol's gap is that of the regularised game")
     default_lr, default_iterations = default_schedule(tau)
@@ -242,7 +249,19 @@ def run_protocol(
     )
 
 
+def _check_distinct(key: str, values: Sequence[object]) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise UserError(f"{key}: expected each once, got {twice[0]} twice; leave one out")
+
+
 def _build_games(games: str, *, tau: float, seeds: Sequence[int], num_games: int, num_actions: int) -> PreferenceGame:
+    count = num_actions**2 * (len(seeds) * num_games if games == "random" else 1)
+    if games != "rps" and count > _MOST_PREFERENCES:
+        raise UserError(
+            f"num_actions: expected games with {_MOST_PREFERENCES:,} win probabilities at most in all, got {count:,}; "
+            "lower num_actions or num_games"
+        )
     if games == "random":
         drawn = [random_games(num_games, num_actions=num_actions, tau=tau, seed=seed) for seed in seeds]
         return PreferenceGame(

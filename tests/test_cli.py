@@ -322,6 +322,7 @@ def test_game_passes_every_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         (["--methods", "egpo", "--seed", "a"], "error: --seed: expected integers with commas, got 'a'"),
         (["--methods", ","], "error: --methods: expected a list with commas, got ','"),
         (["--methods", "egpo", "--games", "chess"], "error: unknown games 'chess'"),
+        (["--methods", "egpo", "--seed", "-1"], "error: seed: expected numbers of at least 0, got -1"),
         (["--methods", "egpoo"], "error: unknown method 'egpoo'; did you mean 'egpo'?"),
     ],
 )

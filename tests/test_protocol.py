@@ -26,6 +26,25 @@ def protocol(methods: str, **changes: object) -> ProtocolResult:
     return run_protocol(**settings | changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [3, -1]}, "seed: expected numbers of at least 0, got -1"),
+        ({"seeds": [1, 2, 1]}, "seed: expected each once, got 1 twice"),
+        ({"methods": "egpo,omd,egpo"}, "methods: expected each once, got egpo twice"),
+        (
+            {"num_actions": 100_000},
+            "num_actions: expected games with 134,217,728 win probabilities at most in all, got",
+        ),
+        ({"num_actions": 100_000, "games": "cyclic"}, "at most in all, got 10,000,000,000; lower num_actions"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(changes: dict[str, object], message: str) -> None:
+    """Before a game is drawn."""
+    with pytest.raises(UserError, match=message):
+        protocol(**{"methods": "egpo", "iterations": 1, **changes})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["inpo", "nash_mp", "nash_md"])
 def test_exact_updates_stand_for_the_losses(name: str) -> None:
     """A few iterations of ``NAME`` and of ``NAME:loss`` both close the gap; for inpo they are one."""
