@@ -12,13 +12,11 @@ from alignment.errors import UserError
 from alignment.report.blocks import Sample
 from alignment.report.comparison import ComparisonRow, compare
 from alignment.report.labels import LABELS
-from alignment.report.page import render, write_page
+from alignment.report.page import PAGE, render, write_page
 from alignment.report.runs import read_run, read_runs, shared_folder
 from alignment.report.sections import run_page
 
 __all__ = ["LABELS", "PAGE", "ComparisonRow", "Report", "render", "report", "write_page", "write_report_page"]
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

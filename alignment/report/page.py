@@ -3,16 +3,19 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from alignment.errors import UserError
 from alignment.report.blocks import Block, Cell, Curves, Estimate, Forest, Matrix, Page
 from alignment.report.drawings import Element, draw_bars, draw_curves, draw_forest, draw_scatter, series_class, sign
 from alignment.report.scales import number
 
+PAGE = "report.html"
 # Rows of the figures under a curve; more are thinned out evenly.
 _MOST_ROWS = 40
 # The strongest tint of a cell, in per cent: text on it stays readable.
@@ -34,11 +37,23 @@ def write_page(page: Page, path: Path) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        UserError: if the path is a folder.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file for the page, found a folder; write {path / PAGE}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(render(page), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(render(page), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        # The partial file is nobody's: what was asked for is named.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()
     return path
 
 

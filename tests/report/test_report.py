@@ -1,7 +1,9 @@
 """The page of a run, the comparison of several, and the command."""
 
+import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -211,6 +213,28 @@ def test_the_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_page_that_cannot_be_written_names_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the file that stands in for it meanwhile, which is not left behind either."""
+    run, folder = write_run(tmp_path / "run"), tmp_path / "folder"
+    folder.mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert command(run, "--output", folder) == 2
+    assert (
+        f"error: {folder}: expected a file for the page, found a folder; write {folder}/report"
+        in capsys.readouterr().err
+    )
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert command(run, "--output", tmp_path / "page.html") == 2
+    assert f"error: '{tmp_path}/page.html': No space left on device" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_of_very_many_answers_some_are_drawn(tmp_path: Path) -> None:
