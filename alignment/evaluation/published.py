@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignment.errors import UserError
 from alignment.files import SUFFIXES, read_file
-from alignment.values import JsonObject, JsonValue, close_names, kind, listed, read_number
+from alignment.values import Cell, JsonObject, JsonValue, close_names, kind, listed, read_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,16 @@ class Record:
         return read_number(self.value(name), name, self.source)
 
     def number_or_none(self, name: str) -> float | None:
-        """A finite number; ``None`` for null, NaN and an empty cell.
+        """A finite number; ``None`` for null, NaN, and a cell that is empty or says nan.
 
         Raises:
             UserError: for anything else.
         """
         value = self.value(name)
         if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+            return None
+        # CSV has no NaN but its name.
+        if isinstance(value, Cell) and value.strip().lower() == "nan":
             return None
         return read_number(value, name, self.source)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from alignment.errors import UserError
 from alignment.evaluation.bradley_terry import fit_bradley_terry
 from alignment.evaluation.cycles import Diagnosis, diagnose_matrix
 from alignment.evaluation.intervals import LEVEL, Array, Estimate, holm, p_value
@@ -80,10 +81,20 @@ def analyse_tournament(matrix: WinMatrix) -> Tournament:
 
     Args:
         matrix: of :func:`alignment.evaluation.win_matrix.judged_matrix`, every pair compared.
+
+    Raises:
+        UserError: if a pair was not.
     """
+    missing = np.argwhere(np.isnan(matrix.wins_KK))
+    if len(missing):
+        first, second = (matrix.names[k] for k in missing[0])
+        raise UserError(
+            f"round robin: expected verdicts on every pair, found none on {len(missing) // 2}, first on {first!r} and "
+            f"{second!r}; have them judged, or leave one out"
+        )
     table = diagnose_matrix(matrix)
     lottery = table.lottery
-    assert lottery is not None, "a round robin compares every pair"
+    assert lottery is not None
     elo = _elo(matrix)
     num = 0 if matrix.is_exact else int(matrix.num_prompts)
 

@@ -75,7 +75,7 @@ class PreferenceGame:
     def __post_init__(self) -> None:
         prefs_XAA = self.prefs_XAA.detach().to(torch.float64)
         ref_XA = self.ref_XA.detach().to(torch.float64)
-        check_shapes(prefs_XAA=prefs_XAA, ref_XA=ref_XA)
+        check_axes(prefs_XAA=prefs_XAA, ref_XA=ref_XA)
         check_preferences(prefs_XAA, name="prefs_XAA")
         check_reference(ref_XA)
         check_tau(self.tau)
@@ -193,9 +193,17 @@ def _kl_terms(p_XA: Tensor, log_q_XA: Tensor) -> Tensor:
     return torch.where(empty_XA, log_q_XA.exp(), torch.where(ratio_XA < 1.0, near_XA, far_XA))
 
 
+def check_axes(**tensors: Tensor | None) -> None:
+    """Raise unless tensors that a user gave have the axes of their names."""
+    try:
+        check_shapes(**tensors)
+    except ValueError as error:
+        raise UserError(f"{error}; an axis for each letter of the name: K oracles, X contexts, A actions") from None
+
+
 def check_policy(pi_XA: Tensor, *, like_XA: Tensor, name: str) -> Tensor:
     """The policy in float64, after a check that its rows are probabilities (to 1e-6) of the right shape."""
-    check_shapes(ref_XA=like_XA, **{name: pi_XA})
+    check_axes(ref_XA=like_XA, **{name: pi_XA})
     pi_XA = pi_XA.to(torch.float64)
     error = float((pi_XA.detach().sum(-1) - 1.0).abs().max())
     lowest = float(pi_XA.detach().min())

@@ -17,6 +17,7 @@ from torch import Tensor
 from alignment.errors import UserError
 from alignment.games.game import (
     PreferenceGame,
+    check_axes,
     check_policy,
     check_preferences,
     check_reference,
@@ -24,7 +25,6 @@ from alignment.games.game import (
     kl_divergence,
 )
 from alignment.games.solver import solve_maxmin_regularized, solve_maxmin_unregularized
-from alignment.shapes import check_shapes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +75,7 @@ class PanelGame:
         if (self.prefs_KXAA is None) == (self.scores_KXA is None):
             given = "neither" if self.prefs_KXAA is None else "both"
             raise UserError(f"PanelGame: expected exactly one of prefs_KXAA and scores_KXA, got {given}")
-        check_shapes(prefs_KXAA=self.prefs_KXAA, scores_KXA=self.scores_KXA, ref_XA=ref_XA)
+        check_axes(prefs_KXAA=self.prefs_KXAA, scores_KXA=self.scores_KXA, ref_XA=ref_XA)
         if self.prefs_KXAA is not None:
             prefs_KXAA = self.prefs_KXAA.detach().to(torch.float64)
             check_preferences(prefs_KXAA, name="prefs_KXAA")
@@ -144,7 +144,7 @@ class PanelGame:
         prefs_KXAA = self._preferences()
         if weights_K is None:
             weights_K = torch.ones(len(prefs_KXAA), dtype=torch.float64, device=prefs_KXAA.device)
-        check_shapes(prefs_KXAA=prefs_KXAA, weights_K=weights_K)
+        check_axes(prefs_KXAA=prefs_KXAA, weights_K=weights_K)
         weights_K = weights_K.to(torch.float64)
         if not (bool((weights_K >= 0.0).all()) and 0.0 < float(weights_K.sum()) < float("inf")):
             raise UserError(f"weights_K: expected non-negative weights, not all zero, got {weights_K.tolist()}")

@@ -152,6 +152,17 @@ def test_one_of_several_models(write: Callable[..., Path]) -> None:
         read_judgements(path, model="c")
 
 
+def test_nan_in_a_cell_is_no_verdict(tmp_path: Path) -> None:
+    """As in JSON; infinity is a mistake in both."""
+    path = tmp_path / "a.csv"
+    path.write_text("preference,len_1,len_2\nnan,7,9\nNaN,7,9\n,7,9\n2,7,9\n")
+    found = alpaca_score(read_judgements(path))
+    assert (found.n_total, found.n_dropped) == (1, 3)
+    path.write_text("preference,len_1,len_2\ninf,7,9\n")
+    with pytest.raises(UserError, match="csv:2: expected a finite number in 'preference', found inf"):
+        read_judgements(path)
+
+
 def test_one_of_several_models_in_a_table(tmp_path: Path) -> None:
     """The rows of both would be counted together: 1 of 2 instructions in place of 2 of 2 or 0 of 2."""
     rows = [f"{n},{name},{win},7,9" for name, win in (("ours", 2), ("b", 1)) for n in range(2)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from alignment.errors import UserError
 from alignment.evaluation.intervals import holm, paired_difference
 from alignment.evaluation.lottery import maximal_lottery
 from alignment.evaluation.tournament import ELO, analyse_tournament
@@ -39,6 +40,11 @@ def test_a_known_circle() -> None:
     assert [item.exploitability.mean for item in found.standings] == [0.5] * 3
     assert [item.elo.mean for item in found.standings if item.elo] == pytest.approx([0.0] * 3, abs=1e-9)
     assert found.lottery_exploitability.high == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_pair_that_nobody_judged_is_named() -> None:
+    with pytest.raises(UserError, match="expected verdicts on every pair, found none on 1, first on 'a' and 'c'"):
+        analyse_tournament(judged_matrix(["a", "b", "c"], [0, 1], [1, 2], [1.0, 0.0], ["p", "p"]))
 
 
 def test_elo_is_the_logit_of_the_win_rate() -> None:

@@ -179,7 +179,7 @@ def test_a_game_refuses_what_its_names_do_not_promise(
     prefs_XAA: Tensor, ref_XA: Tensor, tau: float, message: str
 ) -> None:
     """Each line breaks one promise."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         PreferenceGame(prefs_XAA=prefs_XAA, ref_XA=ref_XA, tau=tau)
 
 
@@ -188,7 +188,7 @@ def test_a_policy_must_be_one() -> None:
     game = rock_paper_scissors()
     with pytest.raises(UserError, match="pass probabilities, not logits"):
         game.duality_gap(game.ref_XA.log())
-    with pytest.raises(ValueError, match="expected shape"):
+    with pytest.raises(UserError, match="expected shape"):
         game.value(game.ref_XA, game.ref_XA[0])
     with pytest.raises(UserError, match="tolerance"):
         game.solve(0.0)

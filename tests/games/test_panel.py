@@ -162,7 +162,7 @@ def test_a_panel_refuses_what_it_cannot_mean() -> None:
         PanelGame(prefs_KXAA=torch.full((1, 1, 2, 2), 0.5), scores_KXA=ARMS_KXA, ref_XA=UNIFORM_XA, tau=0.1)
     with pytest.raises(UserError, match="finite"):
         PanelGame(scores_KXA=ARMS_KXA * torch.nan, ref_XA=UNIFORM_XA, tau=0.1)
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(UserError, match="shape"):
         PanelGame(scores_KXA=ARMS_KXA[0], ref_XA=UNIFORM_XA, tau=0.1)
     with pytest.raises(UserError, match="tau"):
         PanelGame(scores_KXA=ARMS_KXA, ref_XA=UNIFORM_XA, tau=-0.1)
