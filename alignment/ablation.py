@@ -16,9 +16,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from alignment.report import PAGE, write_page
 from alignment.report.ablation import ablation_page, forest, markdown
 from alignment.report.page import render_figure
 from alignment.report.runs import read_run
-from alignment.values import differences, leaves
+from alignment.values import differences, leaves, nearest
 
 Announce = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -58,7 +58,8 @@ def ablate(
         launch: in place of ``accelerate launch``.
 
     Raises:
-        UserError: if a folder holds a run of another recipe; nothing has been run then.
+        UserError: if a folder holds a run of another recipe; nothing has been run then. If the first cell that ends
+            lacks the figure that decides; no other is begun then.
     """
     recipe = loaded.recipe
     folder = Path(recipe.output_dir)
@@ -75,10 +76,14 @@ def ablate(
         todo = [cell for cell in cells if outcomes[cell.name].state == "open"]
         num_done = len(cells) - len(todo)
         announce(f"{what}: {len(cells)} cells, {num_done} of them finished before")
-        for number, outcome in enumerate(_in_parallel(work, todo, jobs), start=num_done + 1):
-            outcomes[outcome.name] = outcome
-            progress(what, number, len(cells))
-            _write(folder, loaded, list(outcomes.values()))
+        _check_metric(metric, cells, outcomes)
+        # Closed at once by an error, for no other cell may begin.
+        with closing(_in_parallel(work, todo, jobs)) as ended:
+            for number, outcome in enumerate(ended, start=num_done + 1):
+                outcomes[outcome.name] = outcome
+                progress(what, number, len(cells))
+                _write(folder, loaded, list(outcomes.values()))
+                _check_metric(metric, cells, outcomes)
 
     tuning = [cell for cell in loaded.cells if cell.is_tuning]
     if tuning:
@@ -89,7 +94,20 @@ def ablate(
     return _write(folder, loaded, list(outcomes.values()))
 
 
-def _in_parallel(work: Callable[[Cell], Outcome], cells: Sequence[Cell], jobs: int) -> Iterator[Outcome]:
+def _check_metric(metric: str, cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> None:
+    """Refuse a name that is none of the figures of any cell so far: every further one would fail at its end."""
+    if any(outcome.state == "finished" for outcome in outcomes.values()):
+        return
+    for cell in cells:
+        known = _figures(cell) if outcomes[cell.name].state == "failed" and _has_ended(cell) else {metric: 0.0}
+        if metric not in known:
+            raise UserError(
+                f"metrics.{metric}: expected a figure of {SUMMARY}, found {', '.join(known) or 'none'} in "
+                f"{cell.folder}{nearest(metric, known)}; cells that have ended are kept"
+            )
+
+
+def _in_parallel(work: Callable[[Cell], Outcome], cells: Sequence[Cell], jobs: int) -> Generator[Outcome]:
     """What becomes of cells, in the order in which they end; after an interruption no other begins."""
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, cell) for cell in cells]
@@ -219,9 +237,8 @@ def _outcome(cell: Cell, metric: str, *, exit_code: int | None = None) -> Outcom
         if exit_code is None:
             return Outcome(**known, state="open")
         return Outcome(**known, state="failed", error=f"{_last_error(cell.folder / LOG)} (exit code {exit_code})")
-    summary = json.loads((cell.folder / SUMMARY).read_text(encoding="utf-8"))
-    # The theory of a method whose recipe keeps an average is about that.
-    end = summary.get("average", summary["after"])
+    summary = _summary(cell)
+    end = _figures(cell)
     if not math.isfinite(end.get(metric, math.nan)):
         found = f"{end[metric]}" if metric in end else ", ".join(end) or "none"
         return Outcome(**known, state="failed", error=f"expected a finite {metric} in {SUMMARY}, found {found}")
@@ -234,6 +251,17 @@ def _outcome(cell: Cell, metric: str, *, exit_code: int | None = None) -> Outcom
         oracle_calls=summary["oracle_calls"],
         money=read_run(cell.folder).money,
     )
+
+
+def _summary(cell: Cell) -> dict[str, Any]:
+    return dict(json.loads((cell.folder / SUMMARY).read_text(encoding="utf-8")))
+
+
+def _figures(cell: Cell) -> dict[str, float]:
+    """Those that a cell ended with."""
+    summary = _summary(cell)
+    # The theory of a method whose recipe keeps an average is about that.
+    return dict(summary.get("average", summary["after"]))
 
 
 def _last_error(log: Path) -> str:

@@ -313,6 +313,22 @@ def test_the_command_says_by_its_exit_code_that_a_cell_failed(
     assert "not told apart" in shown.out and "note: beta=0.1, seed 1 failed" in shown.err
 
 
+def test_a_metric_that_no_cell_has_stops_after_the_first(tmp_path: Path) -> None:
+    """Two cells at a time: at most the two that are under way, of eight. Corrected, the ablation goes on from there."""
+    eight = {"grid": {"method.beta": [0.1, 0.2, 0.3, 0.5]}}
+    message = (
+        r"metrics\.acuracy: expected a figure of summary.json, found accuracy, loss in .*; did you mean 'accuracy'"
+    )
+    with pytest.raises(UserError, match=message):
+        run(load(tmp_path, **eight, metrics={"acuracy": "higher"}))
+    begun = calls(tmp_path)
+    assert 1 <= len(begun) <= 4
+    with pytest.raises(UserError, match=message):
+        run(load(tmp_path, **eight, metrics={"acuracy": "higher"}))
+    assert calls(tmp_path) == begun, "what ended before says it before anything is run"
+    assert run(load(tmp_path, **eight)).failed == () and all(len(lines) == 1 for lines in calls(tmp_path).values())
+
+
 def test_another_recipe_is_refused_where_a_cell_has_ended(story: Mapping[str, Any], tmp_path: Path) -> None:
     """By the key that differs, before anything is run; a new value or seed beside the others is none."""
     folder = tmp_path / "story"
