@@ -8,9 +8,10 @@ rates against the baseline, *is* ``(wins + ties / 2) / battles``, and no optimis
 logistic regression: of v0.1 with scikit-learn's default L2 penalty, of v2.0 without.
 
 Differs from arena-hard-auto: an interval resamples prompts, because both games and all copies of a strong verdict share
-one (``unit="battle"`` resamples battles, as upstream does, and is too narrow); a model that won or lost everything gets
-the one-sided interval that its number of prompts allows; scores are those of all battles, where v2.0 takes the mean,
-and with style control the median, of its samples; in samples of v0.1's style control a tie stays half a win.
+one (``unit="battle"`` resamples battles, as upstream does, and is too narrow); a model whose battles all agree, of
+which all samples are the same, gets Wilson's interval at its number of prompts, that of the plain rate also where the
+score is at equal style; scores are those of all battles, where v2.0 takes the mean, and with style control the median,
+of its samples; in samples of v0.1's style control a tie stays half a win.
 
 Sources: 2406.11939 and the code of arena-hard-auto.
 
@@ -83,7 +84,7 @@ class ArenaScore:
         model: its name.
         baseline: 50 points.
         score: win rate against the baseline, or what is left of it at equal style.
-        low: lower end of the interval.
+        low: lower end of the interval; that of the plain rate where all battles agree.
         high: its upper end.
         n_wins: battles won, strong ones counted three times.
         n_ties: tied.
@@ -289,12 +290,14 @@ def _rate(contest: Contest) -> float:
 
 def _score(contest: Contest, rate: float, rates_S: Array, version: Version) -> ArenaScore:
     prompts = numbered([battle.prompt for battle in contest.battles])
-    if prompts.max() == 0 or _rate(contest) in (0.0, 1.0) or len(rates_S) == 0:
+    percentiles = _PERCENTILES[version]
+    if prompts.max() == 0 or len({battle.win for battle in contest.battles}) == 1 or len(rates_S) == 0:
         # Samples of one prompt, or of battles that all agree, are all the same.
-        wilson = mean_interval([battle.win for battle in contest.battles], prompts.tolist())
+        wins, error = [battle.win for battle in contest.battles], 1.0 - (percentiles[1] - percentiles[0]) / 100.0
+        wilson = mean_interval(wins, prompts.tolist(), error=error)
         low, high = 100.0 * wilson.low, 100.0 * wilson.high
     else:
-        low, high = (float(end) for end in np.percentile(100.0 * rates_S, _PERCENTILES[version]))
+        low, high = (float(end) for end in np.percentile(100.0 * rates_S, percentiles))
     return ArenaScore(
         category=contest.category,
         model=contest.model,

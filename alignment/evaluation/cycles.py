@@ -225,17 +225,11 @@ def _fitted_pairs(matrix: WinMatrix) -> Array:
 
 
 def _null_covariance(matrix: WinMatrix, probability_E: Array) -> Array:
-    """The covariance that the pairs would have around the fit: correlations and dispersions as they were seen, and the
-    variances p (1 - p) / n of the fit in place of those of the table, which noise away from 1/2 makes too small."""
-    seen_E, counts_E = np.diagonal(matrix.covariance_EE), matrix.counts_E
-    of_verdicts_E = matrix.wins_E * (1.0 - matrix.wins_E) / counts_E
-    has_spread_E = of_verdicts_E > 0.0
-    dispersion_E = np.where(has_spread_E, seen_E / np.where(has_spread_E, of_verdicts_E, 1.0), 1.0)
-    deviation_E = np.sqrt(dispersion_E * probability_E * (1.0 - probability_E) / counts_E)
-    scale_E = np.where(seen_E > 0.0, deviation_E / np.sqrt(np.where(seen_E > 0.0, seen_E, 1.0)), 0.0)
-    covariance_EE = matrix.covariance_EE * np.outer(scale_E, scale_E)
-    np.fill_diagonal(covariance_EE, deviation_E**2)
-    return covariance_EE
+    """The covariance that the pairs would have around the fit: correlations and dispersions as those of the table, and
+    the variances p (1 - p) / n of the fit in place of its own, which noise away from 1/2 makes too small."""
+    padded_E = matrix.padded_E
+    scale_E = np.sqrt(probability_E * (1.0 - probability_E) / (padded_E * (1.0 - padded_E)))
+    return np.asarray(matrix.covariance_EE * np.outer(scale_E, scale_E))
 
 
 def _goodness_of_fit(matrix: WinMatrix, probability_E: Array, noise_SE: Array) -> GoodnessOfFit:

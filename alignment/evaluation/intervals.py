@@ -6,7 +6,9 @@ of Wilson's form. With values scaled to [0, 1], mean m and variance v of the mea
 
     |m - p| <= t sqrt(d p (1 - p) / P),      d = v P / (m (1 - m)):
 
-d is 1 for one verdict of 0 or 1 a prompt, less for graded ones, more for prompts with several verdicts that agree.
+d is 1 for one verdict of 0 or 1 a prompt, less for graded ones, more for prompts with several verdicts that agree. It
+is taken for 1/P at least, as if one prompt had a verdict of 0 or 1: P prompts that all say the same do not show that
+the next one does. Of a difference, which is close to 0 on most prompts, it is taken for d + 1/P.
 
 Shape letters: ``P`` prompts, ``N`` verdicts, ``M`` means, ``S`` simulated draws. NumPy float64.
 """
@@ -23,6 +25,9 @@ from alignment.errors import UserError
 Array = NDArray[np.float64]
 
 LEVEL = 0.05
+NUM_PADDED = 4.0
+"""Prompts that :func:`padded` adds."""
+
 # Of the joint level: its error is then about 3 % of it, and no interval moves visibly.
 _NUM_DRAWS = 20_000
 
@@ -66,9 +71,14 @@ class Difference(Estimate):
 
 
 def mean_interval(
-    values_N: ArrayLike, prompts_N: Sequence[Hashable] | None = None, *, lowest: float = 0.0, highest: float = 1.0
+    values_N: ArrayLike,
+    prompts_N: Sequence[Hashable] | None = None,
+    *,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+    error: float = LEVEL,
 ) -> Estimate:
-    """The mean over verdicts with its 95 % interval, verdicts clustered by prompt.
+    """The mean over verdicts with its interval, of 95 % where no other error is given, verdicts clustered by prompt.
 
     Where every prompt has as many verdicts, it is the interval of the prompts' means. Source: 2411.00640, with the
     range of the values as in :func:`alignment.evaluation.interval`.
@@ -78,6 +88,7 @@ def mean_interval(
         prompts_N: the prompt of each; ``None`` for one verdict a prompt.
         lowest: smallest possible value.
         highest: largest possible value.
+        error: how often the interval may miss, two-sided.
 
     Raises:
         UserError: for no values, and for one outside its range.
@@ -90,7 +101,8 @@ def mean_interval(
     """
     values_N = _checked(values_N, lowest, highest)
     errors_P = cluster_sums(values_N - values_N.mean(), prompts_N)
-    return _estimate(float(values_N.mean()), errors_P / len(values_N), lowest, highest)
+    errors_P = errors_P / len(values_N)
+    return _estimate(float(values_N.mean()), float(errors_P @ errors_P), len(errors_P), error, lowest, highest)
 
 
 def paired_difference(
@@ -104,8 +116,10 @@ def paired_difference(
     """The mean difference of two policies that met the same opponent on the same prompts.
 
     What a prompt does to both cancels, so the interval is narrower than that of two separate means wherever the two
-    agree on what is hard. The p-value is that of the interval's own pivot: Student's t at the variance that a mean of 0
-    would have.
+    agree on what is hard. Few prompts then tell the two apart, and none may among those that were seen, so the variance
+    is that of the prompts and of one more, on which one of the two wins and the other loses (as in Agresti & Min,
+    Statistics in Medicine 24, 2005). The p-value is that of the interval's own pivot: Student's t at the variance that
+    a mean of 0 would have.
 
     Args:
         ours_N: of the one policy, in [lowest, highest].
@@ -120,7 +134,7 @@ def paired_difference(
     Example:
         >>> found = paired_difference([1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 1])
         >>> round(found.mean, 3), found.low < 0.0 < found.high, round(found.p_value, 3)
-        (0.5, True, 0.087)
+        (0.5, True, 0.144)
     """
     ours_N, theirs_N = _checked(ours_N, lowest, highest), _checked(theirs_N, lowest, highest)
     if ours_N.shape != theirs_N.shape:
@@ -132,13 +146,15 @@ def paired_difference(
     differences_N = ours_N - theirs_N
     mean = float(differences_N.mean())
     errors_P = cluster_sums(differences_N - mean, prompts_N) / len(differences_N)
-    found = _estimate(mean, errors_P, -width, width)
+    num_prompts = len(errors_P)
+    variance = float(errors_P @ errors_P) + (width**2 - mean**2) / num_prompts**2
+    found = _estimate(mean, variance, num_prompts, LEVEL, -width, width)
     return Difference(
         mean=found.mean,
         low=found.low,
         high=found.high,
         num_prompts=found.num_prompts,
-        p_value=p_value(mean / width, float((errors_P / width) @ (errors_P / width)), len(errors_P)),
+        p_value=p_value(mean / width, variance / width**2, num_prompts),
     )
 
 
@@ -174,7 +190,8 @@ def simultaneous_intervals(values_PM: ArrayLike, *, lowest: float = 0.0, highest
 
     The error of the single interval is the 5 % point of the smallest of M p-values that are normal with the
     correlations that the prompts show (max-t; Westfall & Young 1993, Hothorn, Bretz & Westfall 2008). Columns that say
-    the same cost nothing; independent ones cost what Šidák's correction does.
+    the same cost nothing; independent ones cost what Šidák's correction does. A column whose verdicts all agree shows
+    no correlation and counts as independent of the others.
 
     Args:
         values_PM: in [lowest, highest]; nan where a prompt has no value in a column.
@@ -199,8 +216,10 @@ def simultaneous_intervals(values_PM: ArrayLike, *, lowest: float = 0.0, highest
     for values_P in values_PM.T:
         _checked(values_P[~np.isnan(values_P)], lowest, highest)
     mean_M = np.nanmean(values_PM, axis=0)
-    errors_PM = np.where(np.isnan(values_PM), 0.0, values_PM - mean_M) / counts_M
-    error = joint_error(errors_PM.T @ errors_PM)
+    agrees_M = np.nanmin(values_PM, axis=0) == np.nanmax(values_PM, axis=0)
+    # Means round: what agrees has no error at all.
+    errors_PM = np.where(np.isnan(values_PM) | agrees_M, 0.0, values_PM - mean_M) / counts_M
+    error = joint_error(errors_PM.T @ errors_PM + np.diag(agrees_M))
     variance_M = (errors_PM**2).sum(0)
     low_M, high_M = ends(mean_M, variance_M, counts_M, error, lowest, highest)
     return Simultaneous(
@@ -222,12 +241,17 @@ def group_intervals(values_P: ArrayLike, groups_P: Sequence[str]) -> tuple[tuple
     Returns:
         The groups in order of appearance, and their intervals.
 
+    Raises:
+        UserError: as :func:`mean_interval`, and where there are not as many groups as values.
+
     Example:
         >>> names, found = group_intervals([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
         >>> names, found.lowest.mean
         (('a', 'b'), 0.0)
     """
     values_P = _checked(values_P, 0.0, 1.0)
+    if len(groups_P) != len(values_P):
+        raise UserError(f"group intervals: expected a group for each of {len(values_P)} values, got {len(groups_P)}")
     names = tuple(dict.fromkeys(groups_P))
     is_of_PM = np.array([[group == name for name in names] for group in groups_P])
     return names, simultaneous_intervals(np.where(is_of_PM, values_P[:, None], np.nan))
@@ -258,7 +282,8 @@ def joint_error(covariance_MM: Array, level: float = LEVEL, *, seed: int = 0) ->
         level: of all together.
         seed: of the simulated draws.
     """
-    deviation_M = np.sqrt(np.diagonal(covariance_MM))
+    # Rounding may leave a variance of 0 below it.
+    deviation_M = np.sqrt(np.diagonal(covariance_MM).clip(min=0.0))
     moves_M = deviation_M > 0.0
     if moves_M.sum() < 2:
         return level
@@ -292,8 +317,9 @@ def ends(
     width = highest - lowest
     mean_M = np.clip((mean_M - lowest) / width, 0.0, 1.0)
     largest_M = mean_M * (1.0 - mean_M)
-    # Verdicts that all agree have shown no variance: theirs is taken for that of one verdict a prompt.
+    # Verdicts that are all 0 or all 1 have shown no variance: theirs is taken for that of one verdict a prompt.
     share_M = np.where(largest_M > 0.0, variance_M / width**2 / np.where(largest_M > 0.0, largest_M, 1.0), 1 / counts_M)
+    share_M = np.maximum(share_M, counts_M**-2.0)
     quantile_M = stdtrit(np.where(np.isfinite(counts_M), counts_M - 1.0, 1e9).clip(min=1.0), 1.0 - error / 2.0)
     k_M = quantile_M**2 * share_M
     half_M = np.sqrt(k_M * largest_M + k_M**2 / 4.0)
@@ -301,6 +327,24 @@ def ends(
     low_M = np.where(counts_M > 1.0, ((centre_M - half_M) / (1.0 + k_M)).clip(min=0.0), 0.0)
     high_M = np.where(counts_M > 1.0, ((centre_M + half_M) / (1.0 + k_M)).clip(max=1.0), 1.0)
     return lowest + width * low_M, lowest + width * high_M
+
+
+def padded(covariance_EE: Array, mean_E: Array, prompts_E: Array) -> Array:
+    """The covariance [E, E] of means in [0, 1] for sums of many of them, also where prompts are few.
+
+    A mean of one prompt, or of verdicts that all agree, has shown no variance. Wilson's form mends that for the mean
+    itself, but not for a sum. So each mean is read with the variance that it would have with four prompts more of its
+    own, two of 0 and two of 1 (Agresti & Coull, American Statistician 52, 1998): of one verdict of 0 or 1 a prompt it
+    is p (1 - p) / n with p = (wins + 2) / (n + 4). Correlations shrink by n / (n + 4).
+
+    Args:
+        covariance_EE: as the prompts show it.
+        mean_E: in [0, 1].
+        prompts_E: n, of each.
+    """
+    share_E = prompts_E / (prompts_E + NUM_PADDED)
+    added_E = (NUM_PADDED / 4.0 + NUM_PADDED * share_E * (mean_E - 0.5) ** 2) / ((prompts_E + NUM_PADDED) * prompts_E)
+    return np.asarray(covariance_EE * np.sqrt(np.outer(share_E, share_E)) + np.diag(added_E))
 
 
 def cluster_sums(errors_N: Array, clusters_N: Sequence[Hashable] | None) -> Array:
@@ -337,10 +381,9 @@ def _checked(values: ArrayLike, lowest: float, highest: float) -> Array:
     return values_N
 
 
-def _estimate(mean: float, errors_P: Array, lowest: float, highest: float) -> Estimate:
-    variance = np.array([errors_P @ errors_P])
-    low_1, high_1 = ends(np.array([mean]), variance, [len(errors_P)], LEVEL, lowest, highest)
-    return Estimate(mean=mean, low=float(low_1[0]), high=float(high_1[0]), num_prompts=len(errors_P))
+def _estimate(mean: float, variance: float, num_prompts: int, error: float, lowest: float, highest: float) -> Estimate:
+    low_1, high_1 = ends(np.array([mean]), np.array([variance]), [num_prompts], error, lowest, highest)
+    return Estimate(mean=mean, low=float(low_1[0]), high=float(high_1[0]), num_prompts=num_prompts)
 
 
 def p_value(mean: float, variance: float, num_prompts: float) -> float:
@@ -350,7 +393,5 @@ def p_value(mean: float, variance: float, num_prompts: float) -> float:
     if np.isinf(num_prompts):
         return 0.0
     largest = 1.0 - mean * mean
-    share = variance * num_prompts / largest if largest > 0.0 else 1.0
-    if share == 0.0:
-        return 0.0
+    share = max(variance * num_prompts / largest, 1.0 / num_prompts) if largest > 0.0 else 1.0
     return float(2.0 * stdtr(num_prompts - 1, -abs(mean) / np.sqrt(share / num_prompts)))

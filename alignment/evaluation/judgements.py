@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import LEVEL, Array, Estimate, cluster_sums, ends, mean_interval
+from alignment.evaluation.intervals import LEVEL, Array, Estimate, ends, mean_interval, numbered, padded
 from alignment.evaluation.win_matrix import WinMatrix, judged_matrix
 
 
@@ -144,14 +144,17 @@ def position_rate(judgements: Sequence[Judgement], *, is_named: bool) -> Estimat
     if not both:
         return None
     kept = [one for one in judgements if (one.left, one.right) in both]
-    means = {cell: float(np.mean(cells[cell])) for cell in both}
-    errors_N = np.array(
-        [(one.win - means[one.left, one.right]) / (len(cells[one.left, one.right]) * len(both)) for one in kept]
-    )
-    errors_P = cluster_sums(errors_N, [one.prompt for one in kept])
-    mean = float(np.mean(list(means.values())))
-    low, high = ends(np.array([mean]), np.array([errors_P @ errors_P]), [len(errors_P)], LEVEL)
-    return Estimate(mean=mean, low=float(low[0]), high=float(high[0]), num_prompts=len(errors_P))
+    prompt_N, cell_N = numbered([one.prompt for one in kept]), numbered([(one.left, one.right) for one in kept])
+    wins_N, counts_E = np.array([one.win for one in kept]), np.bincount(cell_N)
+    rate_E = np.bincount(cell_N, weights=wins_N) / counts_E
+    errors_PE = np.zeros((prompt_N.max() + 1, len(both)))
+    np.add.at(errors_PE, (prompt_N, cell_N), (wins_N - rate_E[cell_N]) / counts_E[cell_N])
+    is_judged_PE = np.zeros(errors_PE.shape, dtype=bool)
+    is_judged_PE[prompt_N, cell_N] = True
+    covariance_EE = padded(errors_PE.T @ errors_PE, rate_E, is_judged_PE.sum(0))
+    mean = float(rate_E.mean())
+    low, high = ends(np.array([mean]), np.array([covariance_EE.mean()]), [len(errors_PE)], LEVEL)
+    return Estimate(mean=mean, low=float(low[0]), high=float(high[0]), num_prompts=len(errors_PE))
 
 
 def longer_rate(judgements: Sequence[Judgement]) -> Estimate | None:

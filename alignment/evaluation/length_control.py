@@ -251,16 +251,18 @@ def controlled_wins(weights: Weights, difficulty_N: Array) -> Array:
 class BootstrapError:
     """How far a length-controlled win rate is sampling, in points.
 
+    Samples of one verdict, or of verdicts that all agree, are all the same: they show no error, and none is given.
+
     Attributes:
-        lc_se_bootstrap: standard deviation over samples.
-        lc_low: 2.5 % point.
-        lc_high: 97.5 % point.
+        lc_se_bootstrap: standard deviation over samples; ``None`` where they are all the same.
+        lc_low: 2.5 % point, or ``None``.
+        lc_high: 97.5 % point, or ``None``.
         bootstrap: number of samples.
     """
 
-    lc_se_bootstrap: float
-    lc_low: float
-    lc_high: float
+    lc_se_bootstrap: float | None
+    lc_low: float | None
+    lc_high: float | None
     bootstrap: int
 
 
@@ -287,6 +289,9 @@ def bootstrap_error(
         seed: of the samples.
         progress: called with what is done, how much of it, and how much there is.
     """
+    verdicts = sample.wins_N[~np.isnan(sample.wins_N)]
+    if (verdicts == verdicts[:1]).all():
+        return BootstrapError(lc_se_bootstrap=None, lc_low=None, lc_high=None, bootstrap=num_samples)
     generator = np.random.default_rng(seed)
     count, rates_S = len(sample.wins_N), np.empty(num_samples)
     for done in range(num_samples):

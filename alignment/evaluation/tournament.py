@@ -133,11 +133,9 @@ def analyse_tournament(matrix: WinMatrix) -> Tournament:
 
 def _matches(matrix: WinMatrix) -> tuple[Match, ...]:
     low_KK, high_KK = matrix.cell_ends(LEVEL)
-    variance_E = np.diagonal(matrix.covariance_EE)
-    counts_E = np.minimum(matrix.counts_E, matrix.num_prompts)
     values = [
         p_value(2.0 * float(rate) - 1.0, 4.0 * float(variance), float(count))
-        for rate, variance, count in zip(matrix.wins_E, variance_E, counts_E, strict=True)
+        for rate, variance, count in zip(matrix.wins_E, matrix.variance_E, matrix.prompts_E, strict=True)
     ]
     return tuple(
         Match(
@@ -152,7 +150,7 @@ def _matches(matrix: WinMatrix) -> tuple[Match, ...]:
             adjusted=float(adjusted),
         )
         for i, j, count, value, adjusted in zip(
-            matrix.first_E, matrix.second_E, counts_E, values, holm(values), strict=True
+            matrix.first_E, matrix.second_E, matrix.prompts_E, values, holm(values), strict=True
         )
     )
 

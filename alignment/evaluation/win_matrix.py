@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import Array, Estimate, ends, joint_error, numbered
+from alignment.evaluation.intervals import NUM_PADDED, Array, Estimate, ends, joint_error, numbered, padded
 from alignment.evaluation.transitivity import compared_pairs, incidence
 
 
@@ -26,13 +26,18 @@ class WinMatrix:
         names: of the items.
         wins_KK: P(row beats column), diagonal 1/2, nan where nobody compared.
         counts_KK: how many verdicts a cell rests on; infinite where it is known.
-        covariance_EE: of the pairs' estimates.
+        prompts_E: clusters of verdicts of each compared pair; infinite where it is known.
+        variance_E: of each pair as its prompts show it, for the interval of the pair itself.
+        covariance_EE: of the pairs' estimates for linear functions of them, as
+            :func:`alignment.evaluation.intervals.padded` makes it.
         num_prompts: clusters of verdicts; infinite where the table is known.
     """
 
     names: tuple[str, ...]
     wins_KK: Array
     counts_KK: Array
+    prompts_E: Array
+    variance_E: Array
     covariance_EE: Array
     num_prompts: float
 
@@ -55,6 +60,11 @@ class WinMatrix:
     def counts_E(self) -> Array:
         """Verdicts of the compared pairs."""
         return np.asarray(self.counts_KK[self.first_E, self.second_E])
+
+    @property
+    def padded_E(self) -> Array:
+        """P(first beats second) with the prompts that :attr:`covariance_EE` adds; nan for a known table."""
+        return (self.prompts_E * self.wins_E + NUM_PADDED / 2.0) / (self.prompts_E + NUM_PADDED)
 
     @property
     def is_complete(self) -> bool:
@@ -101,8 +111,7 @@ class WinMatrix:
             error: of each; ``None`` for that with which they hold all at once.
         """
         error = self.joint_error(np.eye(len(self.wins_E))) if error is None else error
-        counts_E = np.minimum(self.counts_E, self.num_prompts)
-        low_E, high_E = ends(self.wins_E, np.diagonal(self.covariance_EE), counts_E, error)
+        low_E, high_E = ends(self.wins_E, self.variance_E, self.prompts_E, error)
         tables = self.fill(low_E, 0.0, 1.0 - high_E), self.fill(high_E, 1.0, 1.0 - low_E)
         for table_KK in tables:
             np.fill_diagonal(table_KK, 0.5)
@@ -110,7 +119,8 @@ class WinMatrix:
 
     def function_ends(self, map_ME: Array, error: float) -> tuple[Array, Array]:
         """Lower and upper ends of ``map (wins - 1/2)``, [M] each, in [-1, 1]."""
-        variance_M = np.einsum("me,ef,mf->m", map_ME, self.covariance_EE, map_ME)
+        # Rounding may leave a variance of 0 below it.
+        variance_M = np.einsum("me,ef,mf->m", map_ME, self.covariance_EE, map_ME).clip(min=0.0)
         return ends(map_ME @ (self.wins_E - 0.5), variance_M, self.num_prompts, error, -1.0, 1.0)
 
 
@@ -128,6 +138,8 @@ def exact_matrix(names: Sequence[str], wins_KK: ArrayLike) -> WinMatrix:
         names=tuple(names),
         wins_KK=0.5 + 0.5 * (wins_KK - wins_KK.T),
         counts_KK=np.full(wins_KK.shape, np.inf),
+        prompts_E=np.full(num_pairs, np.inf),
+        variance_E=np.zeros(num_pairs),
         covariance_EE=np.zeros((num_pairs, num_pairs)),
         num_prompts=np.inf,
     )
@@ -152,11 +164,14 @@ def counted_matrix(names: Sequence[str], wins_KK: ArrayLike) -> WinMatrix:
     first_E, second_E = compared_pairs(table_KK)
     _check_compared(first_E)
     rate_E, games_E = table_KK[first_E, second_E], games_KK[first_E, second_E]
+    variance_E = rate_E * (1.0 - rate_E) / games_E
     return WinMatrix(
         names=tuple(names),
         wins_KK=table_KK,
         counts_KK=games_KK,
-        covariance_EE=np.diag(rate_E * (1.0 - rate_E) / games_E),
+        prompts_E=games_E,
+        variance_E=variance_E,
+        covariance_EE=padded(np.diag(variance_E), rate_E, games_E),
         num_prompts=float(games_KK.sum() / 2.0),
     )
 
@@ -199,6 +214,10 @@ def judged_matrix(
     num_prompts = int(prompt_N.max()) + 1
     errors_PE = np.zeros((num_prompts, len(cells_E)))
     np.add.at(errors_PE, (prompt_N, place_N), (wins_N - rate_E[place_N]) / counts_E[place_N])
+    seen_EE = errors_PE.T @ errors_PE
+    is_judged_PE = np.zeros(errors_PE.shape, dtype=bool)
+    is_judged_PE[prompt_N, place_N] = True
+    prompts_E = is_judged_PE.sum(0).astype(np.float64)
     first_E, second_E = cells_E // size, cells_E % size
     table_KK, counts_KK = np.full((size, size), np.nan), np.zeros((size, size))
     table_KK[first_E, second_E], table_KK[second_E, first_E] = rate_E, 1.0 - rate_E
@@ -208,7 +227,9 @@ def judged_matrix(
         names=tuple(names),
         wins_KK=table_KK,
         counts_KK=counts_KK,
-        covariance_EE=errors_PE.T @ errors_PE,
+        prompts_E=prompts_E,
+        variance_E=np.diagonal(seen_EE),
+        covariance_EE=padded(seen_EE, rate_E, prompts_E),
         num_prompts=float(num_prompts),
     )
 

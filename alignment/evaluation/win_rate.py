@@ -64,7 +64,8 @@ def interval(wins_NP: Tensor) -> tuple[Tensor, Tensor]:
 
     It is ``|mean - p| <= t sqrt(d p (1 - p) / P)`` solved for p. A number in [0, 1] of mean p has at most the variance
     ``p (1 - p)``, that of a verdict of 0 or 1; d is the share of it that the prompts show, so it is 1 for verdicts and
-    less for probabilities and for means of several answers. t is Student's quantile with P - 1 degrees of freedom.
+    less for probabilities and for means of several answers, but never taken for less than 1/P. t is Student's quantile
+    with P - 1 degrees of freedom.
 
     The plain interval ``mean +- t s / sqrt(P)`` leaves [0, 1], and of 100 verdicts at a win rate of .95 it covers 88 %;
     this one covers 93 to 97 %, also of probabilities (``tests/evaluation/test_win_rate.py``). Of few prompts with
@@ -74,8 +75,7 @@ def interval(wins_NP: Tensor) -> tuple[Tensor, Tensor]:
         wins_NP: win probabilities in [0, 1], of several samples of P prompts each or of one.
 
     Returns:
-        Lower and upper ends [N], float64, in [0, 1]. Of a single prompt they are 0 and 1; of equal probabilities other
-        than 0 and 1 they are the mean.
+        Lower and upper ends [N], float64, in [0, 1]. Of a single prompt they are 0 and 1.
     """
     wins_NP = wins_NP.double().cpu()
     num_prompts = wins_NP.shape[-1]

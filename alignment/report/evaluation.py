@@ -192,7 +192,11 @@ def _controlled(found: Cell) -> str | None:
     if figures is None:
         return None
     rate = f"{figures['length_controlled_winrate']:.1f}"
-    return f"{rate} [{figures['lc_low']:.1f}, {figures['lc_high']:.1f}]" if "lc_low" in figures else rate
+    if "lc_low" not in figures:
+        return rate
+    if figures["lc_low"] is None:
+        return f"{rate} (no interval: all verdicts agree)"
+    return f"{rate} [{figures['lc_low']:.1f}, {figures['lc_high']:.1f}]"
 
 
 def _parts(cells: Sequence[Cell]) -> Iterator[Block]:

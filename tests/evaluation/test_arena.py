@@ -92,12 +92,17 @@ def test_the_closed_form_is_bradley_terry(drawn: list[tuple[float, int]]) -> Non
         assert bradley_terry([found])["ours"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(("version", "quantile"), [("v0.1", 2.262157), ("v2.0", 1.833113)])
 @pytest.mark.parametrize(("win", "other_end"), [(1.0, "high"), (0.0, "low")])
-def test_a_model_that_won_everything_has_a_one_sided_interval(win: float, other_end: str) -> None:
-    """Its strength is infinite. Wilson's interval of ten of ten has its other end near 66 (at Student's quantile)."""
-    found = scored(contest(*[win] * 10))
+def test_a_model_that_won_everything_has_a_one_sided_interval(
+    win: float, other_end: str, version: Version, quantile: float
+) -> None:
+    """Its strength is infinite. Wilson's interval of ten of ten ends at 1 / (1 + t^2 / 10), with Student's t of 9
+    degrees of freedom at the level of the version: 95 % in v0.1, 90 % in v2.0."""
+    found = scored(contest(*[win] * 10), version=version)
     assert found.score == 100.0 * win == {"high": found.high, "low": found.low}[other_end]
-    assert 60.0 < (found.low if win else 100.0 - found.high) < 75.0
+    other = found.low if win else 100.0 - found.high
+    assert other == pytest.approx(100.0 / (1.0 + quantile**2 / 10.0), abs=1e-4)
 
 
 def test_one_prompt_says_nothing() -> None:
@@ -106,8 +111,11 @@ def test_one_prompt_says_nothing() -> None:
 
 
 def test_a_model_like_its_opponent_is_even() -> None:
+    """20 ties are read as if one of 20 verdicts had been a win or a loss: with t = 2.093 of 19 degrees of freedom and
+    c = (t / 20)^2 the interval reaches 50 sqrt(c / (1 + c)) = 5.20 points."""
     found = scored(contest(*[0.5] * 20))
-    assert found.score == found.low == found.high == 50.0 and found.n_ties == 20
+    assert found.score == 50.0 and found.n_ties == 20
+    assert (found.low, found.high) == pytest.approx((44.80, 55.20), abs=0.01)
 
 
 # Intervals

@@ -61,14 +61,31 @@ def test_a_copied_verdict_is_no_evidence() -> None:
 
 
 def test_the_cluster_error_by_hand() -> None:
-    """Values 1, 1, 0 on one prompt and 0 on another: mean 1/2, errors (.5 + .5 - .5, -.5), variance 2 (.5/4)^2 = 1/32.
+    """Values 1, 1, 1 on one prompt and 0 on another: mean 3/4, errors 3/4 and -3/4, variance 2 (3/16)^2 = 9/128.
 
-    m (1 - m) = 1/4, so t^2 v / (m (1 - m)) = t^2/8 with t of one degree of freedom, 12.706.
+    m (1 - m) = 3/16, so k = t^2 v / (m (1 - m)) = 3/8 t^2 with t of one degree of freedom, 12.706.
     """
-    found = mean_interval([1.0, 1.0, 0.0, 0.0], ["a", "a", "a", "b"])
-    k = 12.706204736**2 / 8
-    half = math.sqrt(k / 4 + k * k / 4) / (1 + k)
-    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-8)
+    found = mean_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"])
+    k = 12.706204736**2 * 3 / 8
+    half, middle = math.sqrt(k * 3 / 16 + k * k / 4) / (1 + k), (0.75 + k / 2) / (1 + k)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=1e-8)
+
+
+def test_prompts_that_all_tie_leave_room() -> None:
+    """Five ties: d = 1/5, so that |1/2 - p| <= t sqrt(p (1 - p)) / 5. With c = (t/5)^2 and t = 2.776445 of 4 degrees of
+    freedom, p reaches sqrt(c / (1 + c)) / 2 = .24273 from the middle."""
+    found = mean_interval([0.5] * 5)
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.24273, 0.5 + 0.24273), abs=1e-5)
+    assert mean_interval([0.7, 0.7]).low < 0.1
+
+
+def test_two_policies_that_win_everything_may_still_differ() -> None:
+    """Of five prompts: d + 1/P = 1/5 as above, twice as wide on [-1, 1]; and equal policies are no evidence."""
+    found = paired_difference([1.0] * 5, [1.0] * 5)
+    assert found.mean == 0.0 and found.p_value == 1.0
+    assert (found.low, found.high) == pytest.approx((-2 * 0.24273, 2 * 0.24273), abs=2e-5)
+    apart = paired_difference([0.6, 0.6], [0.5, 0.5])
+    assert apart.low < 0.0 < apart.high and apart.p_value > 0.5
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(-1.0, 1.0), (1.0, 10.0)])
@@ -89,8 +106,11 @@ def test_a_paired_difference_is_the_mean_of_differences() -> None:
     assert found.mean == pytest.approx(float((ours_P - theirs_P).mean()))
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
     assert turned.p_value == pytest.approx(found.p_value)
-    halved = mean_interval(0.5 + (ours_P - theirs_P) / 2.0)
-    assert (found.low, found.high) == pytest.approx((2 * halved.low - 1, 2 * halved.high - 1))
+    halved_P = 0.5 + (ours_P - theirs_P) / 2.0
+    mean = halved_P.mean()
+    share = halved_P.var() / (mean * (1 - mean)) + 1 / 50
+    for end in (0.5 + found.low / 2.0, 0.5 + found.high / 2.0):
+        assert abs(mean - end) == pytest.approx(2.00957524 * math.sqrt(share * end * (1 - end) / 50))
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,6 +144,18 @@ def test_the_joint_error_of_known_correlations() -> None:
     assert joint_error(np.eye(10)) == pytest.approx(1.0 - 0.95**0.1, rel=0.06)
 
 
+def test_columns_that_all_agree_count_as_independent() -> None:
+    """They have shown no correlation: 9 of them and one that varies cost what 10 independent ones do."""
+    values_PM = np.ones((30, 10))
+    values_PM[:10, 0] = 0.0
+    assert simultaneous_intervals(values_PM).error == pytest.approx(1.0 - 0.95**0.1, rel=0.06)
+    assert simultaneous_intervals(np.full((3, 10), 0.7)).error == pytest.approx(1.0 - 0.95**0.1, rel=0.06)
+
+
+def test_a_variance_that_rounds_below_zero_is_zero() -> None:
+    assert joint_error(np.array([[1.0, 0.0], [0.0, -1e-18]])) == 0.05
+
+
 def test_one_column_is_the_plain_interval() -> None:
     values_P = np.random.default_rng(5).random(30)
     (found,) = simultaneous_intervals(values_P[:, None]).estimates
@@ -151,6 +183,7 @@ def test_groups_are_their_own_means() -> None:
         (lambda: mean_interval([0.5, math.nan]), r"found nan in row 1"),
         (lambda: mean_interval([0.5, 0.5], ["a"]), r"expected a prompt for each of 2 values, got 1"),
         (lambda: paired_difference([0.5], [0.5, 1.0]), r"got 1 and 2; keep the prompts that both have"),
+        (lambda: group_intervals([1.0, 0.0], ["a"]), r"expected a group for each of 2 values, got 1"),
         (lambda: simultaneous_intervals([[1.0, math.nan]]), r"with 1 empty columns"),
     ],
 )
@@ -160,6 +193,43 @@ def test_wrong_values_are_refused(call: Callable[[], object], message: str) -> N
 
 
 # Coverage
+
+
+PARTING = [(10, 0.95, 0.90, 0.5), (20, 0.90, 0.85, 0.9), (30, 0.97, 0.93, 0.9), (100, 0.50, 0.47, 0.97)]
+
+
+@pytest.mark.parametrize(
+    ("num", "ours", "theirs", "same", "draws"),
+    [
+        *[(*one, 400) for one in PARTING],
+        *[pytest.param(*one, 10_000, marks=pytest.mark.slow) for one in PARTING],
+    ],
+)
+def test_paired_intervals_cover_where_few_prompts_part_the_two(
+    num: int, ours: float, theirs: float, same: float, draws: int
+) -> None:
+    """Two policies that mostly win and lose on the same prompts: a prompt has one number for both with probability
+    `same`. Where none parts them the interval must still hold the difference."""
+    rng = np.random.default_rng(6)
+    one_SP, other_SP, is_shared_SP = rng.random((3, draws, num))
+    other_SP = np.where(is_shared_SP < same, one_SP, other_SP)
+    held = 0
+    for one_P, other_P in zip(one_SP < ours, other_SP < theirs, strict=True):
+        found = paired_difference(one_P, other_P)
+        held += found.low <= ours - theirs <= found.high
+    print(f"{num} prompts, {ours} against {theirs}, {same} shared: {held / draws:.4f}")
+    assert held / draws >= 0.91
+
+
+@pytest.mark.parametrize("draws", [60, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_columns_that_nearly_always_win_are_covered_at_once(draws: int) -> None:
+    """20 columns of rate .99 on 100 prompts, a third of which show no loss: Šidák's correction for all covers 91 %."""
+    rng, held = np.random.default_rng(7), 0
+    for values_PM in rng.random((draws, PROMPTS, 20)) < 0.99:
+        found = simultaneous_intervals(values_PM)
+        held += all(one.low <= 0.99 <= one.high for one in found.estimates)
+    print(f"20 columns of rate .99: {held / draws:.4f}")
+    assert held / draws >= 0.83
 
 
 @pytest.mark.slow

@@ -79,6 +79,16 @@ def test_a_better_system_in_front_is_no_taste_for_a_position() -> None:
     assert plain is not None and plain.mean == pytest.approx(0.7)
 
 
+def test_one_verdict_in_either_order_shows_no_taste() -> None:
+    """Each of the two is read as 3 wins in 5 over one prompt: the mean has the variance .6 * .4 / 2 = .12."""
+    found = position_rate([judged("p", "a", "b", 1.0), judged("q", "b", "a", 1.0)], is_named=True)
+    assert found is not None and found.mean == 1.0 and found.low < 0.1
+    found = position_rate([judged("p", "a", "b", 1.0), judged("q", "b", "a", 0.0)], is_named=True)
+    assert found is not None and found.mean == 0.5
+    # k = t^2 .12 / .25 with t = 12.706: the interval reaches sqrt(k / 4 + k^2 / 4) / (1 + k).
+    assert found.high - 0.5 == pytest.approx(0.4968, abs=1e-4)
+
+
 def test_the_taste_for_a_position_is_covered() -> None:
     """200 simulated sets of 100 prompts in either order: the interval holds the truth, .58, in 91 to 99 %."""
     rng, held = np.random.default_rng(0), 0

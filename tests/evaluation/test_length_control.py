@@ -307,6 +307,15 @@ def test_too_few_rows_for_a_cross_validation() -> None:
 # Its error
 
 
+@pytest.mark.parametrize("wins", [[1.0] * 6, [0.5] * 6, [1.0], [1.0, np.nan, 1.0]])
+def test_verdicts_that_all_agree_have_no_bootstrap_error(wins: list[float]) -> None:
+    """All samples are the same: their spread is 0, and says nothing."""
+    lengths_N = np.arange(len(wins), dtype=np.float64)
+    sample = Sample(difference_N=lengths_N, wins_N=np.array(wins), difficulty_N=np.zeros(len(wins)))
+    found = bootstrap_error(sample, None, c=1.0, num_samples=5, seed=0)
+    assert found.lc_se_bootstrap is found.lc_low is found.lc_high is None and found.bootstrap == 5
+
+
 @pytest.mark.slow
 def test_the_bootstrap_error_is_true() -> None:
     """The spread over 300 new data sets is what the bootstrap says from one; upstream's figure is not.
@@ -320,7 +329,8 @@ def test_the_bootstrap_error_is_true() -> None:
         rates.append(100.0 * float(wins_N.mean()))
         upstream.append(standard_error_upstream(wins_N))
     said = [
-        bootstrap_error(simulated(seed), None, c=10.0, num_samples=100, seed=0).lc_se_bootstrap for seed in range(5)
+        bootstrap_error(simulated(seed), None, c=10.0, num_samples=100, seed=0).lc_se_bootstrap or 0.0
+        for seed in range(5)
     ]
     truth = float(np.std(rates, ddof=1))
     assert float(np.mean(said)) == pytest.approx(truth, rel=0.2)
@@ -339,6 +349,7 @@ def test_bootstrap_errors_of_real_models(
     sample, c = published.sample(model), published.expected(model)["C_selected"]
     found = bootstrap_error(sample, regularizer, c=c, num_samples=200, seed=0)
     assert found.lc_se_bootstrap == pytest.approx(expected, rel=0.15)
+    assert found.lc_low is not None and found.lc_high is not None
     assert found.lc_low < rate(fit_weights(sample, regularizer, c=c), sample) < found.lc_high
 
 

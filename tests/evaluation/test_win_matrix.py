@@ -47,10 +47,48 @@ def test_cells_are_means_with_the_clustered_error() -> None:
 
 
 def test_verdicts_on_one_prompt_are_one_cluster() -> None:
-    """Two cells judged on the same prompts with the same verdicts have the covariance of one."""
+    """Two cells judged on the same prompts with the same verdicts, 3 of 4 wins: they have the covariance of one, .75 *
+    .25 / 4, times 4/8 for the four prompts that each is given; variances are those of 5 wins in 8."""
     wins = [1.0, 0.0, 1.0, 1.0]
     matrix = judged_matrix(["a", "b", "c"], [0, 0, 0, 0] * 2, [1] * 4 + [2] * 4, wins * 2, [0, 1, 2, 3] * 2)
-    assert matrix.covariance_EE == pytest.approx(np.full((2, 2), 0.75 * 0.25 / 4))
+    assert matrix.variance_E == pytest.approx([0.75 * 0.25 / 4] * 2)
+    own, shared = 5 / 8 * 3 / 8 / 4, 0.75 * 0.25 / 4 / 2
+    assert matrix.covariance_EE == pytest.approx(np.array([[own, shared], [shared, own]]))
+
+
+def test_a_cell_of_one_prompt_says_nothing_about_its_error() -> None:
+    """One prompt, judged three times: the cell is open, and counts as 3 wins in 5 would over one prompt."""
+    matrix = judged_matrix(["a", "b"], [0] * 3, [1] * 3, [1.0, 1.0, 1.0], ["p"] * 3)
+    low_KK, high_KK = matrix.cell_ends()
+    assert (low_KK[0, 1], high_KK[0, 1]) == (0.0, 1.0) and matrix.counts_KK[0, 1] == 3.0
+    assert matrix.covariance_EE == pytest.approx(0.6 * 0.4)
+
+
+COINS = [("own", 8, 1), ("own", 8, 2), ("own", 20, 2), ("shared", 8, 3), ("shared", 8, 10)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "size", "num", "draws"),
+    [
+        *[(prompts, 6, num, 20) for prompts, _, num in COINS[:2] + COINS[3:4]],
+        *[pytest.param(*one, 300, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]) for one in COINS],
+    ],
+)
+def test_coin_tosses_rank_nobody(prompts: str, size: int, num: int, draws: int) -> None:
+    """Few verdicts on each pair, on prompts of its own or on the same ones: no rank is sure, and all mean win rates may
+    be 1/2. A pair whose verdicts all agree must not count as known."""
+    rng = np.random.default_rng(8)
+    first_E, second_E = np.triu_indices(size, 1)
+    first_N, second_N = np.repeat(first_E, num).tolist(), np.repeat(second_E, num).tolist()
+    prompt_N = list(range(len(first_N))) if prompts == "own" else list(range(num)) * len(first_E)
+    held = np.zeros(2)
+    for _ in range(draws):
+        tosses_N = rng.integers(0, 2, len(first_N)).astype(float)
+        ranked = rank_intervals(judged_matrix([str(k) for k in range(size)], first_N, second_N, tosses_N, prompt_N))
+        held[0] += all(item.score.low <= 0.5 <= item.score.high for item in ranked)
+        held[1] += all((item.best, item.worst) == (1, size) for item in ranked)
+    print(f"{size} systems, {num} {prompts} prompts a pair: mean win rates, ranks {held / draws}")
+    assert (held / draws >= 0.93).all() or (draws < 100 and (held / draws >= 0.85).all())
 
 
 def test_counts_are_independent_verdicts() -> None:
