@@ -193,11 +193,16 @@ def judged_matrix(
         prompts_N: the prompt of each verdict.
 
     Raises:
-        UserError: for an item compared with itself, and for a verdict outside [0, 1].
+        UserError: for an item that has no name or is compared with itself, and for a verdict outside [0, 1].
     """
     left_N, right_N = np.asarray(first_N, dtype=np.int64), np.asarray(second_N, dtype=np.int64)
     wins_N = np.asarray(wins_N, dtype=np.float64)
     _check_compared(left_N)
+    both = np.concatenate([left_N, right_N])
+    if both.min() < 0 or both.max() >= len(names):
+        raise UserError(
+            f"win matrix: expected items from 0 to {len(names) - 1}, the named ones, found {both.min()} to {both.max()}"
+        )
     if (left_N == right_N).any():
         raise UserError(f"win matrix: expected two items in a verdict, found {names[left_N[left_N == right_N][0]]!r}")
     if not ((wins_N >= 0.0) & (wins_N <= 1.0)).all():

@@ -128,6 +128,7 @@ def test_a_known_table_has_known_ranks() -> None:
         (lambda: counted_matrix(["a", "b"], [[0, -1], [2, 0]]), "counts of wins of at least 0"),
         (lambda: counted_matrix(["a", "b"], [[0, 0], [0, 0]]), "one comparison at least, found none"),
         (lambda: judged_matrix(["a", "b"], [0], [0], [1.0], ["p"]), "expected two items in a verdict, found 'a'"),
+        (lambda: judged_matrix(["a", "b"], [0], [2], [1.0], ["p"]), "expected items from 0 to 1, .* found 0 to 2"),
         (lambda: judged_matrix(["a", "b"], [0], [1], [1.5], ["p"]), r"expected verdicts in \[0, 1\]"),
     ],
 )
