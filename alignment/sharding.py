@@ -115,15 +115,20 @@ def save_alone(model: PreTrainedModel, weights: Mapping[str, Tensor], folder: Pa
 
 
 @contextmanager
-def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """While the context is open every process can read the whole of what ZeRO-3 partitioned."""
+def gathered(parameters: Iterable[nn.Parameter], *, are_written: bool = False) -> Iterator[None]:
+    """While the context is open every process can read the whole of what ZeRO-3 partitioned.
+
+    Args:
+        parameters: of any model.
+        are_written: keep what the first process writes to them, instead of the parts that each has.
+    """
     partitioned = _partitioned(parameters)
     if not partitioned:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(partitioned):
+    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if are_written else None):
         yield
 
 
@@ -133,25 +138,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-@contextmanager
-def _written(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """While the context is open what ZeRO-3 partitioned can be read and written; the first process's values count."""
-    partitioned = _partitioned(parameters)
-    if not partitioned:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0):
-        yield
-
-
 @torch.no_grad()
 def move_towards(slow: nn.Module, model: nn.Module, share: float) -> None:
     """``slow <- (1 - share) slow + share model``, in parameters; one at a time, because together they need not fit."""
     policy = parameters_of(model)
     for name, parameter in slow.named_parameters():
-        with gathered([policy[name]]), _written([parameter]):
+        with gathered([policy[name]]), gathered([parameter], are_written=True):
             parameter.lerp_(whole(policy[name]).to(parameter), share)
 
 
@@ -169,7 +161,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give parameters values that every process holds whole."""
-    with _written(parameters[name] for name in values):
+    with gathered((parameters[name] for name in values), are_written=True):
         for name, value in values.items():
             parameters[name].copy_(_divided_like(parameters[name], value))
 
