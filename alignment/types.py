@@ -443,6 +443,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class Oracle(Protocol):
     """A preference oracle."""
 

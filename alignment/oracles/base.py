@@ -41,7 +41,7 @@ def settle(oracle: Oracle) -> "SettledOracle":
     """
     if isinstance(oracle, SettledOracle):
         return oracle
-    if not callable(getattr(oracle, "prefer", None)):
+    if not isinstance(oracle, Oracle):
         raise UserError(
             f"oracle: expected an object with prefer(prompts, left, right), got {type(oracle).__name__}; "
             "RuleOracle(function) makes one of a function that is asked about one question"

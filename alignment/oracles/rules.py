@@ -67,7 +67,7 @@ class RuleOracle:
         try:
             return float(answer)
         except (TypeError, ValueError):
-            name = getattr(self.rule, "__name__", "the rule")
+            name = self.rule.__name__ if inspect.isroutine(self.rule) else repr(self.rule)
             raise UserError(
                 f"oracle.rule: expected a probability from {name}(prompt, left, right), which is asked about one "
                 f"question at a time, got {type(answer).__name__}"

@@ -151,10 +151,11 @@ def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
 def share_of_frozen(trainer: PreferenceTrainer) -> float:
     """Of the numbers of frozen models those that this process holds while no forward needs them."""
     models = [held for held in trainer.anchors._copies.values() if isinstance(held, torch.nn.Module)]
-    parameters = [parameter for held in models for parameter in held.parameters()]
-    parts = [parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter for parameter in parameters]
-    totals = [parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel() for parameter in parameters]
-    return sum(part.numel() for part in parts) / max(sum(totals), 1)
+    parameters: list[Any] = [parameter for held in models for parameter in held.parameters()]
+    if trainer.sharding != "ZeRO-3":
+        return float(bool(parameters))
+    total = sum(parameter.ds_numel for parameter in parameters)
+    return sum(parameter.ds_tensor.numel() for parameter in parameters) / max(total, 1)
 
 
 def likeliest_answers(trainer: PreferenceTrainer) -> list[list[int]]:
