@@ -30,6 +30,7 @@ from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
 from alignment.sample import Answered, model_outputs
+from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
 
 Progress = Callable[[str, int, int], None]
@@ -122,14 +123,13 @@ def sample_answers(
     partial = artefact.path.with_name(_PARTIAL.format(stem=_stem(artefact), part=part.replace(" ", "-")))
     size = _CHUNK[spec.engine] if player.server is None else _SERVER_CHUNK
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
-    hashed = int(digest([seed, player.identity["version"], part])[:15], 16)
-    seeds = torch.randint(2**31, (len(parts),), generator=torch.Generator().manual_seed(hashed)).tolist()
+    seeds = seeds_of(len(rows), seed, player.identity["version"], part)
     done = _read_partial(partial)
-    left = list(zip(parts, seeds, strict=True))[len(done) :]
+    left = parts[len(done) :]
     what = f"{part} of {player.name}"
     if left:
-        progress(what, left[0][0].start, len(rows))
-        for groups in (_sample_here if player.server is None else _sample_there)(player, rows, spec, left):
+        progress(what, left[0].start, len(rows))
+        for groups in (_sample_here if player.server is None else _sample_there)(player, rows, spec, left, seeds):
             done.append(groups)
             with partial.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(groups) + "\n")
@@ -197,11 +197,9 @@ def _stem(artefact: Artefact) -> str:
     return f"{artefact.path.stem}.{artefact.fingerprint[:16]}"
 
 
-Parts = Sequence[tuple[slice, int]]
-"""Which rows are answered together, and by which seed."""
-
-
-def _sample_here(player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Parts) -> Iterator[list[list[str]]]:
+def _sample_here(
+    player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Sequence[slice], seeds: Sequence[int]
+) -> Iterator[list[list[str]]]:
     assert player.model is not None
     encoded = _encode(player.name, player.model, rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,27 +213,29 @@ def _sample_here(player: Player, rows: Sequence[Row], spec: DecodingSpec, parts:
             max_new_tokens=spec.max_new_tokens,
             engine=engine,
         )
-        for part, seed in parts:
+        for part in parts:
             answered = answer_prompts(
                 policy,
                 encoded[part],
                 num_completions=spec.num_completions,
                 batch_size=_CHUNK[spec.engine],
-                seed=seed,
+                seeds=seeds[part],
             )
             yield [list(item.row.responses) for item in answered]
 
 
-def _sample_there(player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Parts) -> Iterator[list[list[str]]]:
+def _sample_there(
+    player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Sequence[slice], seeds: Sequence[int]
+) -> Iterator[list[list[str]]]:
     assert player.server is not None
     with closing(ChatServer(player.server)) as server:
-        for part, seed in parts:
+        for part in parts:
             yield server.answer(
                 [row.prompt for row in rows[part]],
                 temperature=spec.temperature,
                 max_new_tokens=spec.max_new_tokens,
                 num_completions=spec.num_completions,
-                seed=seed,
+                seeds=seeds[part],
             )
 
 

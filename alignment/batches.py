@@ -85,10 +85,10 @@ def check_context(rows: Sequence[EncodedRow], config: PreTrainedConfig, *, max_n
 
 
 class EncodedRows(Dataset[EncodedRow]):
-    """Encoded rows as a map-style data set."""
+    """Encoded rows as a map-style data set, in which each knows its number."""
 
     def __init__(self, rows: Sequence[EncodedRow]) -> None:
-        self.rows = rows
+        self.rows: Sequence[EncodedRow] = tuple(replace(item, number=number) for number, item in enumerate(rows))
 
     def __len__(self) -> int:
         return len(self.rows)

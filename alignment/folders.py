@@ -162,9 +162,9 @@ def oracle_accounts(folder: Path) -> Iterator[Accounts]:
         accounts.close()
 
 
-# Keys of `training` that do not touch the weights: where they go, and what is seen of them.
+# Keys of `training` that do not touch the weights: where they go, what is seen of them, how many prompts fit in memory.
 _BESIDE = re.compile(
-    r"resume_from_checkpoint|disable_tqdm|report_to|run_name|push_to_hub"
+    r"resume_from_checkpoint|disable_tqdm|report_to|run_name|push_to_hub|per_device_eval_batch_size"
     r"|(logging|eval|save|hub|dataloader(?!_drop_last))_\w+"
 )
 # What may differ besides between a run and its continuation: where it is, and how long it takes.

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 
 from alignment import types
 from alignment.anchors import FrozenPolicy
@@ -27,14 +26,15 @@ from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.folders import RunFiles, check_same_recipe, deciding_training, write_header, write_samples
 from alignment.generation import Engine
-from alignment.models import load_causal_model, load_policy, lora_config
 from alignment.oracles import content_digest, deciding_keys, num_questions
 from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
+from alignment.round_models import RoundModels
 from alignment.rounds import answer_prompts, compare_answers
+from alignment.seeds import seeds_of
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
-from alignment.weights import TrainableWeights, adapter_weights, idle_adapter
+from alignment.weights import TrainableWeights
 
 Announce = Callable[[str], None]
 
@@ -96,7 +96,7 @@ class Player:
         announce: Announce,
     ) -> None:
         self.name, self.recipe, self.folder, self.tokenizer = name, recipe, folder, tokenizer
-        self.prompts, self.held_out, self.device, self.ranks = prompts, held_out, device, ranks
+        self.prompts, self.held_out, self.ranks = prompts, held_out, ranks
         self.engine: Engine | None = None
         self.oracle: Oracle | None = None
         self.judge: Oracle | None = None
@@ -109,6 +109,7 @@ class Player:
         self._tree = recipe.model_dump(mode="json", exclude_none=True)
         self._others: Mapping[str, Player] = {}
         self._known: dict[tuple[str, int, int], Artefact] = {}
+        self._models = RoundModels(recipe, tokenizer, device, self.start())
 
     def meet(self, others: Mapping[str, "Player"]) -> None:
         """Learn who the other players are."""
@@ -179,6 +180,10 @@ class Player:
     def policy_after(self, number: int) -> Artefact:
         """The policy after a round; round 0 is the start."""
         return self.fit(number, self._method.needs.fits - 1) if number else self.start()
+
+    def frozen_after(self, number: int, *, beside: Any) -> FrozenPolicy:
+        """The policy after a round, to be read while the model beside it is trained."""
+        return self._models.frozen(self.policy_after(number), beside=beside)
 
     def has_finished(self, number: int) -> bool:
         """Whether the round's model is there.
@@ -295,7 +300,7 @@ class Player:
         fits = [self.fit(number, index) for number in numbers for index in range(self._method.needs.fits)]
         stages = [*map(self.answers, numbers), *map(self.preferences, numbers), *fits]
         return Ends(
-            before=self._named(self._measure(self._load(self.start()))) if self._measures else {},
+            before=self._named(self._measure(self._models.load(self.start()))) if self._measures else {},
             after=self._named(after),
             average=self._named(average),
             seconds=sum(stage.notes()["seconds"] for stage in stages),
@@ -321,7 +326,7 @@ class Player:
         if self.recipe.schedule.prompts == "split":
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
         started = time.perf_counter()
-        policy = self._speaker(self._load(self.policy_after(number - 1)))
+        policy = self._speaker(self._models.load(self.policy_after(number - 1)))
         check_context(
             (*self.prompts, *self.held_out), policy.model.config, max_new_tokens=self.recipe.sampling.max_new_tokens
         )
@@ -330,7 +335,7 @@ class Player:
             prompts,
             num_completions=self.recipe.sampling.num_completions,
             batch_size=self._batch_size,
-            seed=self._seed(number, 0),
+            seeds=self._seeds(number, "answers", len(prompts)),
             ranks=self.ranks,
         )
         empty = sum(not text for item in rows for text in item.row.responses)
@@ -344,13 +349,14 @@ class Player:
     def _compare(self, number: int, answers: Artefact, preferences: Artefact) -> None:
         assert self.oracle is not None
         started, asked_before = time.perf_counter(), num_questions(self.oracle)
+        rows = read_rows(answers.path)
         compared = compare_answers(
-            read_rows(answers.path),
+            rows,
             self.oracle,
             pairs=self.recipe.schedule.pairs,
             keep_alike=self._method.needs.feedback == "wins",
             batch_size=self._batch_size,
-            seed=self._seed(number, 1),
+            seeds=self._seeds(number, "pairs", len(rows)),
             ranks=self.ranks,
         )
         if not compared.rows:
@@ -373,13 +379,13 @@ class Player:
         recipe, folder = self.recipe, self.fit(number, index).path.parent
         # The average is over rounds. Building arguments resets the state of Accelerate: never beside a trainer.
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
-        policy = self._begun(number, index)
+        policy = self._models.begin(self._start_of(number, index), number)
         return PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
-            ref_model=self._reference(),
+            ref_model=self._models.reference(),
             past_models=self._past(number, policy),
-            players={rival: self._frozen(policy, self._others[rival], number - 1) for rival in self._rivals},
+            players={rival: self._others[rival].frozen_after(number - 1, beside=policy) for rival in self._rivals},
             args=args,
             train_dataset=read_rows(self.preferences(number).path),
             eval_dataset=self.held_out or None,
@@ -430,10 +436,10 @@ class Player:
 
     def _average(self, rounds: int, decay: float) -> dict[str, float]:
         """The average of the models of all rounds, the start among them, and its exact figures."""
-        model = self._begun(1, 0)
+        model = self._models.begin(self._start_of(1, 0), 1)
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
-            model = self._load(self.policy_after(number))
+            model = self._models.load(self.policy_after(number))
             average.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
         with average.in_place(model):
             model.save_pretrained(str(self.folder / "average"))
@@ -441,48 +447,11 @@ class Player:
         self.tokenizer.save_pretrained(str(self.folder / "average"))
         return figures
 
-    # Models ----------------------------------------------------------------------------------------------------------
-
-    def _load(self, policy: Artefact) -> Any:
-        """The model of an artefact; the start is the base model, without an adapter."""
-        spec = self.recipe.policy
-        if policy == self.start():
-            return load_policy(spec, self.tokenizer, seed=self.recipe.seed).to(self.device)
-        if spec.lora is None:
-            return load_causal_model(str(policy.path), spec).to(self.device)
-        base = load_policy(spec, self.tokenizer, seed=self.recipe.seed)
-        return PeftModel.from_pretrained(base, str(policy.path), is_trainable=True).to(self.device)
-
-    def _begun(self, number: int, index: int) -> Any:
-        """The model that a fit begins with: the seed is that of a new adapter's weights, and of the training."""
-        set_seed(self.recipe.seed + number)
-        return self._trainable(self._load(self._start_of(number, index)))
-
-    def _trainable(self, model: Any) -> Any:
-        """With a new adapter, where the recipe trains one and the model has none."""
-        lora = self.recipe.policy.lora
-        if lora is None or isinstance(model, PeftModel):
-            return model
-        return get_peft_model(model, lora_config(lora, "CAUSAL_LM"))
-
-    def _frozen(self, policy: Any, owner: "Player", number: int) -> FrozenPolicy:
-        """A player's policy after a round; of an adapter its weights alone, for the place of the trained one."""
-        held = owner.policy_after(number)
-        if not isinstance(policy, PeftModel):
-            return owner._load(held)
-        return idle_adapter(policy) if number == 0 else adapter_weights(policy, held.path)
-
-    def _reference(self) -> PreTrainedModel | None:
-        """The reference, where it is no adapter's base model."""
-        spec = self.recipe.policy
-        if spec.ref_model is not None:
-            return load_causal_model(spec.ref_model, spec)
-        return None if spec.lora is not None else self._load(self.start())
-
     def _past(self, number: int, policy: Any) -> list[FrozenPolicy]:
         """Policies at the start of earlier rounds, the latest first, as many as the method reads."""
         window = max((spec.window for spec in self._method.needs.anchors if isinstance(spec, Past)), default=1)
-        return [self._frozen(policy, self, earlier) for earlier in range(number - 2, max(-1, number - 1 - window), -1)]
+        earlier = range(number - 2, max(-1, number - 1 - window), -1)
+        return [self.frozen_after(before, beside=policy) for before in earlier]
 
     def _speaker(self, model: Any) -> CausalLMPolicy:
         sampling = self.recipe.sampling
@@ -499,12 +468,12 @@ class Player:
             engine=self.engine,
         )
 
-    def _seed(self, number: int, stage: int) -> int:
-        """Another seed for every round and stage, a function of them: a stage done again gives the same.
+    def _seeds(self, number: int, stage: str, count: int) -> list[int]:
+        """One for each prompt of a round's stage: done again, in whatever batches, it gives the same.
 
-        Players share it: those with the same oracle and the same start stay the same.
+        Players share them: those with the same oracle and the same start stay the same.
         """
-        return (self.recipe.seed * 10_007 + number) * 11 + stage
+        return seeds_of(count, self.recipe.seed, number, stage)
 
 
 def _losses(trainer: PreferenceTrainer) -> dict[str, float]:

@@ -112,12 +112,23 @@ class CausalLMPolicy:
         return score(self.model, completions).logps_BG
 
     def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
-        """Independent answers to each prompt.
+        """Independent answers to each prompt, by seeds from a generator; see :meth:`sample_by_seeds`.
 
         Args:
             prompts: with G = 1 and no completion.
             num_completions: G of the result.
             generator: on the CPU; the same state gives the same answers.
+        """
+        seeds = torch.randint(2**62, (len(prompts.input_ids_BGT),), generator=generator).tolist()
+        return self.sample_by_seeds(prompts, num_completions=num_completions, seeds=seeds)
+
+    def sample_by_seeds(self, prompts: Completions, *, num_completions: int, seeds: Sequence[int]) -> Completions:
+        """Independent answers to each prompt.
+
+        Args:
+            prompts: with G = 1 and no completion.
+            num_completions: G of the result.
+            seeds: one for each prompt; what it is answered with does not depend on the others.
 
         Returns:
             Prompts with answers, in the layout of ``Completions``.
@@ -129,17 +140,16 @@ class CausalLMPolicy:
         prompt_ids = [
             ids_T[mask_T].tolist() for ids_T, mask_T in zip(prompt_ids_BT.cpu(), prompt_mask_BT.cpu(), strict=True)
         ]
-        seed = int(torch.randint(2**62, (1,), generator=generator))
         if self._partner is None:
             answers = self.engine.answer(
-                self.model, prompt_ids, self.decoding, num_completions=num_completions, seed=seed
+                self.model, prompt_ids, self.decoding, num_completions=num_completions, seeds=seeds
             )
         else:
-            answers = self._answer_mixed(prompt_mask_BT, prompt_ids, num_completions, seed)
+            answers = self._answer_mixed(prompt_mask_BT, prompt_ids, num_completions, seeds)
         return self._completions(prompts, answers)
 
     def _answer_mixed(
-        self, prompt_mask_BT: Tensor, prompt_ids: Sequence[TokenIds], num_completions: int, seed: int
+        self, prompt_mask_BT: Tensor, prompt_ids: Sequence[TokenIds], num_completions: int, seeds: Sequence[int]
     ) -> Answers:
         assert self._partner is not None
         if not isinstance(self.engine, TransformersEngine):
@@ -158,7 +168,7 @@ class CausalLMPolicy:
                 prompt_ids,
                 self.decoding,
                 num_completions=num_completions,
-                seed=seed,
+                seeds=seeds,
                 processors=LogitsProcessorList([GeometricMixture(ref, mix, mask_NT)]),
             )
 

@@ -13,8 +13,9 @@ Shape letters: ``B`` prompts, ``G`` completions of a prompt.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from alignment.data import Comparison, EncodedRow, collate, prompt_text
@@ -24,6 +25,8 @@ from alignment.ranks import ALONE, Ranks
 from alignment.stages import prompts_only
 from alignment.types import Completions, Oracle
 
+Item = TypeVar("Item")
+
 
 def answer_prompts(
     policy: CausalLMPolicy,
@@ -31,7 +34,7 @@ def answer_prompts(
     *,
     num_completions: int,
     batch_size: int,
-    seed: int,
+    seeds: Sequence[int],
     ranks: Ranks = ALONE,
 ) -> tuple[EncodedRow, ...]:
     """Answers of the policy, not compared yet.
@@ -40,22 +43,22 @@ def answer_prompts(
         policy: who answers.
         prompts: encoded rows; what they hold besides a prompt is left out. A prompt that comes twice is answered twice.
         num_completions: answers to a prompt.
-        batch_size: prompts answered at once.
-        seed: of the answers; on any number of processes they are the same.
+        batch_size: prompts answered at once; which ones does not change the answers, but for rounding.
+        seeds: one for each prompt.
         ranks: the processes that share the prompts; each gets all answers.
     """
 
-    def answer(chunk: Sequence[EncodedRow], generator: torch.Generator) -> list[EncodedRow]:
+    def answer(chunk: Sequence[EncodedRow], seeds: Sequence[int]) -> list[EncodedRow]:
         batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)
-        answers = policy.sample(prompts_only(batch), num_completions=num_completions, generator=generator)
+        answers = policy.sample_by_seeds(prompts_only(batch), num_completions=num_completions, seeds=seeds)
         rows = []
         for b, (item, texts) in enumerate(zip(chunk, policy.texts(answers), strict=True)):
             row = replace(item.row, responses=tuple(texts), comparisons=(), scores=None, panel=())
             rows.append(EncodedRow(prompt_ids=item.prompt_ids, completion_ids=_token_ids(answers, b), row=row))
         return rows
 
-    chunks = list(_chunks(prompts, batch_size))
-    answered = ranks.gather([(n, answer(chunk, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
+    chunks = list(zip(_chunks(prompts, batch_size), _chunks(seeds, batch_size), strict=True))
+    answered = ranks.gather([(n, answer(*chunk)) for n, chunk in ranks.own(chunks)])
     return tuple(row for rows in answered for row in rows)
 
 
@@ -86,7 +89,7 @@ def compare_answers(
     pairs: str = "all",
     keep_alike: bool = False,
     batch_size: int,
-    seed: int,
+    seeds: Sequence[int],
     ranks: Ranks = ALONE,
 ) -> Compared:
     """Ask the oracle about answers, and keep the pairs that are trained on.
@@ -100,14 +103,15 @@ def compare_answers(
         keep_alike: keep such prompts as ties. A loss of pairs learns nothing from them; a loss that reads win rates of
             single answers does, and has another minimiser without them.
         batch_size: prompts asked about at once.
-        seed: chooses among pairs, where chance does.
+        seeds: one for each row; they choose among pairs, where chance does.
         ranks: the processes that share the questions; each gets all answers.
     """
     select = SELECTIONS[pairs]
     alike = [len(set(item.completion_ids)) == 1 for item in rows]
-    asked = [item for item, same in zip(rows, alike, strict=True) if not same]
-    chunks = list(_chunks(asked, batch_size))
-    selected = ranks.gather([(n, select(chunk, oracle, _generator(seed, n))) for n, chunk in ranks.own(chunks)])
+    asked = [(item, seed) for item, seed, same in zip(rows, seeds, alike, strict=True) if not same]
+    asked_rows, asked_seeds = [item for item, _ in asked], [seed for _, seed in asked]
+    chunks = list(zip(_chunks(asked_rows, batch_size), _chunks(asked_seeds, batch_size), strict=True))
+    selected = ranks.gather([(n, select(*chunk, oracle)) for n, chunk in ranks.own(chunks)])
     selections = iter([selection for of_chunk in selected for selection in of_chunk])
     kept: list[EncodedRow] = []
     skipped: dict[str, list[str]] = {}
@@ -127,12 +131,10 @@ def _ties(item: EncodedRow) -> Pairs:
 class Selection(Protocol):
     """Pairs of each prompt that are trained on; ``None`` leaves the prompt out."""
 
-    def __call__(
-        self, rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator
-    ) -> list[Pairs | None]: ...
+    def __call__(self, rows: Sequence[EncodedRow], seeds: Sequence[int], oracle: Oracle) -> list[Pairs | None]: ...
 
 
-def all_pairs(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+def all_pairs(rows: Sequence[EncodedRow], seeds: Sequence[int], oracle: Oracle) -> list[Pairs | None]:
     """Every pair with its probability: G(G-1)/2 questions."""
     prefs_BGG = preference_matrix(oracle, _prompts(rows), [item.row.responses for item in rows])
     first, second = torch.triu_indices(prefs_BGG.shape[-1], prefs_BGG.shape[-1], offset=1).tolist()
@@ -142,14 +144,17 @@ def all_pairs(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Gener
     ]
 
 
-def random_pair(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+def random_pair(rows: Sequence[EncodedRow], seeds: Sequence[int], oracle: Oracle) -> list[Pairs | None]:
     """One pair of i.i.d. answers with its probability: 1 question."""
-    drawn = [torch.randperm(len(item.row.responses), generator=generator)[:2].tolist() for item in rows]
+    drawn = [
+        np.random.default_rng(seed).permutation(len(item.row.responses))[:2].tolist()
+        for item, seed in zip(rows, seeds, strict=True)
+    ]
     wins = _beats(rows, oracle, [[(i, j)] for i, j in drawn])
     return [(Comparison(i, j, p),) for (i, j), (p,) in zip(drawn, wins, strict=True)]
 
 
-def best_worst(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+def best_worst(rows: Sequence[EncodedRow], seeds: Sequence[int], oracle: Oracle) -> list[Pairs | None]:
     """The answers with the highest and the lowest mean win rate, the first named the winner: G(G-1)/2 questions."""
     prefs_BGG = preference_matrix(oracle, _prompts(rows), [item.row.responses for item in rows])
     means_BG = prefs_BGG.mean(-1)
@@ -160,7 +165,7 @@ def best_worst(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Gene
     ]
 
 
-def knockout(rows: Sequence[EncodedRow], oracle: Oracle, generator: torch.Generator) -> list[Pairs | None]:
+def knockout(rows: Sequence[EncodedRow], seeds: Sequence[int], oracle: Oracle) -> list[Pairs | None]:
     """A tournament of a power of two answers, among the losers as well, then one match of winner against loser.
 
     arXiv 2407.00617, sec. 5: 8 answers take 4 + 3 + 3 + 1 = 11 questions; a tie goes to the first answer, and a prompt
@@ -200,13 +205,8 @@ def questions_of_a_prompt(pairs: str, num_answers: int) -> int:
     return {"all": every, "random": 1, "best_worst": every, "knockout": tournament}[pairs]
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Another seed for every chunk, so that it does not matter who has it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-
-
-def _chunks(rows: Sequence[EncodedRow], size: int) -> Iterator[Sequence[EncodedRow]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _prompts(rows: Sequence[EncodedRow]) -> list[str]:

@@ -20,6 +20,7 @@ from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.preparation import read_source
 from alignment.rounds import answer_prompts
+from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, run_data
 
 Announce = Callable[[str], None]
@@ -116,7 +117,7 @@ def sample(
             temperature=temperature,
             max_new_tokens=longest,
         )
-        generator = torch.Generator().manual_seed(_seed_of(seed, module))
+        seeds = seeds_of(len(rows), seed, _digest(module))
         texts: list[tuple[str, ...]] = []
         for start in range(0, len(rows), _BATCH):
             progress(what, start, len(rows))
@@ -125,7 +126,7 @@ def sample(
                 rows[start : start + _BATCH],
                 num_completions=num_completions,
                 batch_size=_BATCH,
-                seed=int(torch.randint(2**31, (1,), generator=generator)),
+                seeds=seeds[start : start + _BATCH],
             )
             texts += [item.row.responses for item in answered]
         progress(what, len(rows), len(rows))
@@ -150,13 +151,13 @@ def model_outputs(answered: Sequence[Answered], generator: str) -> list[dict[str
     return [{"instruction": item.prompt, "output": item.answers[0], "generator": generator} for item in answered]
 
 
-def _seed_of(seed: int, module: torch.nn.Module) -> int:
-    """A seed of this model's own: what is named in two ways, or saved in two folders, has the same."""
-    digest = hashlib.sha256(str(seed).encode())
+def _digest(module: torch.nn.Module) -> str:
+    """Of a model's weights: what is named in two ways, or saved in two folders, has the same."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return int(digest.hexdigest()[:15], 16)
+    return digest.hexdigest()
 
 
 def _recipe_temperature(model: TrainedModel) -> float:

@@ -18,6 +18,7 @@ from alignment.functional import group_wins
 from alignment.logps import score
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
+from alignment.seeds import seed_of
 from alignment.types import (
     Behaviour,
     Completions,
@@ -144,7 +145,7 @@ def rollout(
     sampling: Sampling,
     make_policy: Callable[[nn.Module, float], CausalLMPolicy],
     policy_of: PolicyOf,
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> Rollout:
     """Sample responses, and the opponent's where the method compares with one.
 
@@ -154,7 +155,7 @@ def rollout(
         sampling: how.
         make_policy: module and temperature -> a policy that samples.
         policy_of: the modules behind the names.
-        generator: seeds the samples.
+        seeds: one for each prompt.
     """
     prompts = tuple(prompt_text(row) for row in batch.rows)
     sampler = _MIXTURE if needs.sampler == _MIXTURE else "policy"
@@ -173,24 +174,25 @@ def rollout(
         )
     bare = prompts_only(batch)
 
-    def draw(name: str, temperature: float, num_completions: int) -> tuple[Completions, list[list[str]]]:
+    def draw(name: str, purpose: str, temperature: float, num_completions: int) -> tuple[Completions, list[list[str]]]:
         with policy_of("policy" if name == _MIXTURE else name) as module:
             policy = make_policy(module, temperature)
             if name == _MIXTURE:
                 policy = policy.mixed(partial(policy_of, "ref"), needs.mix)
-            answers = policy.sample(bare, num_completions=num_completions, generator=generator)
+            own = [seed_of(seed, purpose) for seed in seeds]
+            answers = policy.sample_by_seeds(bare, num_completions=num_completions, seeds=own)
             return answers, policy.texts(answers)
 
     num_own = sampling.num_completions
     if opponent == sampler and sampling.opponent_temperature == sampling.temperature:
         # One distribution: drawn together, the answers cost one generation instead of two.
-        drawn, texts = draw(sampler, sampling.temperature, num_own + sampling.opponent_completions)
+        drawn, texts = draw(sampler, "responses", sampling.temperature, num_own + sampling.opponent_completions)
         responses, opponents = ([group[part] for group in texts] for part in (slice(num_own), slice(num_own, None)))
         return Rollout(prompts=prompts, completions=drawn.first(num_own), responses=responses, opponents=opponents)
-    completions, responses = draw(sampler, sampling.temperature, num_own)
+    completions, responses = draw(sampler, "responses", sampling.temperature, num_own)
     if not opponent:
         return Rollout(prompts=prompts, completions=completions, responses=responses)
-    _, rivals = draw(opponent, sampling.opponent_temperature, sampling.opponent_completions)
+    _, rivals = draw(opponent, "opponents", sampling.opponent_temperature, sampling.opponent_completions)
     return Rollout(prompts=prompts, completions=completions, responses=responses, opponents=rivals)
 
 
@@ -364,7 +366,7 @@ def kl_to_ref(
     sampling: Sampling,
     make_policy: Callable[[nn.Module], CausalLMPolicy],
     policy_of: PolicyOf,
-    generator: torch.Generator,
+    seeds: Sequence[int],
 ) -> Tensor:
     """KL(pi || ref) of each prompt [B], in nats: exact where enumerated; else an unbiased estimate from one sample.
 
@@ -376,13 +378,13 @@ def kl_to_ref(
         sampling: how responses are drawn.
         make_policy: who answers for a module, at temperature 1 and from all tokens.
         policy_of: modules of "policy" and "ref".
-        generator: of the sample.
+        seeds: of each prompt's sample.
     """
     if sampling.engine == "enumerate":
         policy_BG, ref_BG = (probabilities(batch.completions, policy_of, name, 1.0) for name in ("policy", "ref"))
         return (torch.xlogy(policy_BG, policy_BG) - torch.xlogy(policy_BG, ref_BG)).sum(-1).float()
     with policy_of("policy") as module:
-        answers = make_policy(module).sample(prompts_only(batch), num_completions=1, generator=generator)
+        answers = make_policy(module).sample_by_seeds(prompts_only(batch), num_completions=1, seeds=seeds)
         logps_BGT = score(module, answers).token_logps_BGT
     with policy_of("ref") as module:
         log_r_BGT = score(module, answers).token_logps_BGT - logps_BGT

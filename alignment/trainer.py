@@ -68,6 +68,7 @@ from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
+from alignment.seeds import seed_of, seeds_of
 from alignment.sharding import refresh_from_optimizer, rounded
 from alignment.stages import (
     Annotated,
@@ -89,8 +90,8 @@ logger = logging.getLogger(__name__)
 
 # Prompts whose answers by the reference give the spread of each reward of a panel.
 _CALIBRATION_PROMPTS = 128
-# Prompts of a process on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
-_KL_PROMPTS = 32
+# Held-out prompts on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
+_KL_PROMPTS = 64
 
 
 class PreferenceTrainer(ResumableTrainer):
@@ -341,7 +342,7 @@ class PreferenceTrainer(ResumableTrainer):
                 rows,
                 num_completions=2,
                 batch_size=self.args.eval_batch_size,
-                seed=self.args.seed,
+                seeds=seeds_of(len(rows), self.args.seed, "calibration"),
                 ranks=self.args.ranks,
             )
         calibrate(panel, answered)
@@ -459,9 +460,9 @@ class PreferenceTrainer(ResumableTrainer):
         if batches and self.iteration_steps == 1:
             batches[-1] = {"batch": self._counted_once(batches[-1]["batch"])}
         if self.step_in_iteration == 0 or self.needs.stages > 1:
-            generator = torch.Generator().manual_seed(self._sample_seed())
             asked_before = num_questions(self.oracle)
-            self._rolled = [self._annotate(inputs["batch"], generator) for inputs in batches]
+            purpose = f"step {self.state.global_step}"
+            self._rolled = [self._annotate(inputs["batch"], purpose) for inputs in batches]
             if self.groups is not None:
                 self._rolled = self.groups.combine(self._rolled, self._total, moves=True)
             self.num_questions += num_questions(self.oracle) - asked_before
@@ -485,11 +486,11 @@ class PreferenceTrainer(ResumableTrainer):
     def _counted_once(self, batch: Batch) -> Batch:
         return counted_once(batch, self.accelerator.gradient_state, index=self.args.process_index)
 
-    def _sample_seed(self) -> int:
-        """Another seed for every run, step and rank; a function of them, so that a resumed run samples the same."""
-        return ((self.args.seed * 1_000_003 + self.state.global_step) * 65_537 + self.args.process_index) % 2**63
+    def _seeds(self, batch: Batch, purpose: str) -> list[int]:
+        """One for each prompt, in whatever batch and process: divided otherwise, or resumed, a run samples alike."""
+        return [seed_of(self.args.seed, purpose, number) for number in batch.numbers]
 
-    def _annotate(self, batch: Batch, generator: torch.Generator) -> Annotated:
+    def _annotate(self, batch: Batch, purpose: str) -> Annotated:
         if not self.is_online:
             return self._annotate_rows(batch)
         assert self.oracle is not None
@@ -499,7 +500,7 @@ class PreferenceTrainer(ResumableTrainer):
             sampling=self.sampling,
             make_policy=self._make_policy,
             policy_of=self.anchors.model,
-            generator=generator,
+            seeds=self._seeds(batch, purpose),
         )
         feedback = judge(rolled, self.oracle, self.needs)
         annotated = annotate(
@@ -671,23 +672,30 @@ class PreferenceTrainer(ResumableTrainer):
 
         Rows that are prompts alone have no loss where the method reads its responses from data.
 
+        Args:
+            eval_dataset: other rows than those held out, encoded or not; for them there is no win rate.
+            ignore_keys: of Trainer; not read.
+            metric_key_prefix: begins every name.
+
         Returns:
             Means over prompts, named with the prefix.
         """
         started = time.perf_counter()
+        is_own = eval_dataset is None or eval_dataset is self.eval_dataset
+        rows = self.eval_dataset if is_own else EncodedRows(self._encode(eval_dataset, self._tokenizer(), self.args))
+        assert isinstance(rows, EncodedRows)
         self.model.eval()
-        # Processes draw for prompts of their own.
-        generator = torch.Generator().manual_seed(self.args.seed + 1_000_003 * self.args.process_index)
-        has_loss = self.is_online or not isinstance(self.eval_dataset, EncodedRows) or self.eval_dataset.has_responses
+        has_loss = self.is_online or rows.has_responses
         kls: list[Tensor] = []
-        for inputs in self.get_eval_dataloader(eval_dataset):
+        together = self.args.eval_batch_size * self.args.world_size
+        for inputs in self.get_eval_dataloader(rows):
             batch = self._counted_once(inputs["batch"])
             with torch.no_grad():
-                if "ref" in self.anchors.names and len(kls) * self.args.eval_batch_size < _KL_PROMPTS:
-                    kls.append(torch.where(batch.row_weight_B > 0, self._kl_to_ref(batch, generator), torch.nan))
+                if "ref" in self.anchors.names and len(kls) * together < _KL_PROMPTS:
+                    kls.append(self._kl_to_ref(batch))
                 if not has_loss:
                     continue
-                annotated = self._annotate(batch, generator)
+                annotated = self._annotate(batch, "eval")
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 with self._precision(self.model):
@@ -696,7 +704,7 @@ class PreferenceTrainer(ResumableTrainer):
         metrics = self._means["eval"].take(self._total)
         if kls:
             metrics["kl_to_ref"] = float(self.accelerator.gather(torch.cat(kls)).nanmean())
-        if self.match is not None and (eval_dataset is None or eval_dataset is self.eval_dataset):
+        if self.match is not None and is_own:
             wins_PK = self.match.wins(self.anchors.model, step=self.state.global_step)
             metrics |= self.match.metrics(self.accelerator.gather(wins_PK.to(self.args.device)))
         for measure in self.measures:
@@ -708,13 +716,21 @@ class PreferenceTrainer(ResumableTrainer):
         self.evaluation_seconds += time.perf_counter() - started
         return metrics
 
-    def _kl_to_ref(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _kl_to_ref(self, batch: Batch) -> Tensor:
+        """Of each prompt [B]; nan for those that are repeated, or not among the first."""
+
         def make_policy(module: nn.Module) -> CausalLMPolicy:
             return self._make_policy(module, 1.0, is_cut=False)
 
-        return kl_to_ref(
-            batch, sampling=self.sampling, make_policy=make_policy, policy_of=self.anchors.model, generator=generator
+        kl_B = kl_to_ref(
+            batch,
+            sampling=self.sampling,
+            make_policy=make_policy,
+            policy_of=self.anchors.model,
+            seeds=self._seeds(batch, "kl"),
         )
+        is_first_B = torch.tensor([number < _KL_PROMPTS for number in batch.numbers], device=kl_B.device)
+        return torch.where(is_first_B & (batch.row_weight_B > 0), kl_B, torch.nan)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)

@@ -15,6 +15,7 @@ from alignment.data import EncodedRow, Row, Turn, encode_rows, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
+from alignment.seeds import seeds_of
 from alignment.tiny import tiny_model, tiny_tokenizer
 
 
@@ -36,7 +37,7 @@ def answered(*numbers: int, source: str = "a:1") -> EncodedRow:
 
 
 def compare(rows: Sequence[EncodedRow], oracle: Ranked, pairs: str) -> tuple[EncodedRow, ...]:
-    return compare_answers(rows, oracle, pairs=pairs, batch_size=2, seed=0).rows
+    return compare_answers(rows, oracle, pairs=pairs, batch_size=2, seeds=range(len(rows))).rows
 
 
 def test_all_pairs_keep_their_probabilities() -> None:
@@ -67,6 +68,16 @@ def test_a_random_pair_is_one_question() -> None:
         assert c.probability == pytest.approx(0.9 if larger else 0.1)
 
 
+def test_which_pair_is_drawn_does_not_depend_on_the_batch() -> None:
+    rows = [answered(1, 2, 3, 4, source=f"a:{i}") for i in range(7)]
+    whole, *parts = (
+        compare_answers(rows, Ranked(), pairs="random", batch_size=size, seeds=seeds_of(7, "pairs"))
+        for size in (7, 3, 1)
+    )
+    assert all(part == whole for part in parts)
+    assert len({item.row.responses for item in whole.rows}) > 1
+
+
 def test_the_tournament_takes_eleven_questions() -> None:
     """arXiv 2407.00617: eight answers, 4 + 3 + 3 + 1 matches; of a strict order it finds both ends."""
     oracle = Ranked()
@@ -80,14 +91,14 @@ def test_the_tournament_takes_eleven_questions() -> None:
 def test_a_tournament_without_a_winner_is_left_out() -> None:
     """An oracle without an opinion: every tie goes to the first answer, and the last match is a tie as well."""
     rows = [answered(1, 2, 3, 4)]
-    compared = compare_answers(rows, Ranked(sure=0.5), pairs="knockout", batch_size=1, seed=0)
+    compared = compare_answers(rows, Ranked(sure=0.5), pairs="knockout", batch_size=1, seeds=range(len(rows)))
     assert compared.rows == () and list(compared.skipped.values()) == [("a:1",)]
 
 
 @pytest.mark.parametrize("pairs", ["all", "random", "best_worst", "knockout"])
 def test_prompts_whose_answers_are_alike_are_skipped_unasked(pairs: str) -> None:
     oracle = Ranked()
-    compared = compare_answers([answered(2, 2)], oracle, pairs=pairs, batch_size=1, seed=0)
+    compared = compare_answers([answered(2, 2)], oracle, pairs=pairs, batch_size=1, seeds=[0])
     assert compared.rows == () and compared.skipped == {"answers all alike": ("a:1",)} and oracle.asked == 0
 
 
@@ -95,7 +106,7 @@ def test_ties_stay_for_a_loss_that_reads_single_answers() -> None:
     """Unasked, in their place, each answer with a rival that it neither beats nor loses to."""
     oracle = Ranked()
     rows = [answered(2, 2, 2, source="a:1"), answered(1, 2, 3, source="a:2")]
-    compared = compare_answers(rows, oracle, keep_alike=True, batch_size=1, seed=0)
+    compared = compare_answers(rows, oracle, keep_alike=True, batch_size=1, seeds=range(len(rows)))
     assert [item.row.source for item in compared.rows] == ["a:1", "a:2"] and compared.skipped == {}
     assert compared.rows[0].completion_ids == rows[0].completion_ids and oracle.asked == 2 * 3
     ties = compared.rows[0].row.comparisons
@@ -125,18 +136,19 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def test_a_round_keeps_the_sampled_tokens(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """A random model says bytes that are no text: encoded again they would be other tokens. Same seed, same answers."""
+    """A random model says bytes that are no text: encoded again, other tokens. Seeds decide the answers."""
     rows = [Row(prompt=(Turn("user", f"what {n}"),), source=f"a:{n}") for n in range(3)]
     prompts = encode_rows(rows, tokenizer, max_prompt_length=32, max_completion_length=8).rows
     policy = CausalLMPolicy(
         model, tokenizer, stop_token_ids=stop_token_ids(tokenizer), temperature=1.0, max_new_tokens=6
     )
 
-    def answers(seed: int) -> tuple[EncodedRow, ...]:
-        return answer_prompts(policy, prompts, num_completions=2, batch_size=2, seed=seed)
+    def answers(seed: int, batch_size: int = 2) -> tuple[EncodedRow, ...]:
+        seeds = seeds_of(len(prompts), seed)
+        return answer_prompts(policy, prompts, num_completions=2, batch_size=batch_size, seeds=seeds)
 
     found = answers(0)
-    assert found == answers(0) != answers(1)
+    assert found == answers(0) == answers(0, batch_size=1) == answers(0, batch_size=3) != answers(1)
     assert [item.row.source for item in found] == ["a:0", "a:1", "a:2"]
     for item in found:
         for ids, text in zip(item.completion_ids, item.row.responses, strict=True):

@@ -33,6 +33,7 @@ class Batch:
         mismatched: each prompt with a completion of another one (G = 1), where the rows carry them.
         anchors: stored log-probs [B, G] of frozen policies, by name, zero at padding; empty where none are stored.
         mismatched_anchors: the same [B] of the mismatched completions.
+        numbers: of the rows in their data set; empty outside of one.
     """
 
     completions: Completions
@@ -44,6 +45,7 @@ class Batch:
     mismatched: Completions | None = None
     anchors: Mapping[str, Tensor] = field(default_factory=dict)
     mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_shapes(prompt_ids_BT=self.prompt_ids_BT, prompt_mask_BT=self.prompt_mask_BT)
@@ -68,6 +70,7 @@ class Batch:
             mismatched_anchors={
                 name: logps.to(device, non_blocking=non_blocking) for name, logps in self.mismatched_anchors.items()
             },
+            numbers=self.numbers,
         )
 
 
@@ -103,6 +106,7 @@ def collate(encoded_rows: Sequence[EncodedRow], *, pad_token_id: int) -> Batch:
             name: torch.tensor([item.mismatched_anchors[name] for item in encoded_rows])
             for name in encoded_rows[0].mismatched_anchors
         },
+        numbers=tuple(item.number for item in encoded_rows if item.number is not None),
     )
 
 

@@ -43,6 +43,7 @@ class EncodedRow:
         mismatched_ids: a completion of another prompt, for losses that read one; else empty.
         anchors: stored log-probs of the completions under frozen policies, by name; empty where they are not stored.
         mismatched_anchors: the same of the mismatched completion.
+        number: its place among the rows of a data set, by which its answers are seeded; ``None`` outside of one.
     """
 
     prompt_ids: tuple[int, ...]
@@ -52,6 +53,7 @@ class EncodedRow:
     mismatched_ids: tuple[int, ...] = ()
     anchors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     mismatched_anchors: Mapping[str, float] = field(default_factory=dict)
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

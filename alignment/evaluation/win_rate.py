@@ -7,11 +7,11 @@ Shape letters: ``P`` prompts, ``C`` prompts of a chunk, ``K`` oracles, ``G`` ans
 ``N`` samples of prompts.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from alignment.evaluation.intervals import LEVEL, ends
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
+from alignment.seeds import seed_of
 from alignment.stages import PolicyOf, probabilities
 from alignment.types import Oracle
 
@@ -152,11 +153,11 @@ class ReferenceMatch:
         if clash:
             raise UserError(f"oracle.members: expected names other than {', '.join(_TAKEN)}, got '{clash[0]}'")
         self.speaker, self.temperature, self.num_completions = speaker, temperature, num_completions
-        self.batch_size, self.seed, self.rank, self.shows_progress = batch_size, seed, process[0], shows_progress
+        self.batch_size, self.seed, self.shows_progress = batch_size, seed, shows_progress
         chosen = _distinct_prompts(rows)
         if num_prompts is not None and num_prompts < len(chosen):
-            order = torch.randperm(len(chosen), generator=_generator(seed, "prompts"))[:num_prompts]
-            chosen = [chosen[i] for i in sorted(order.tolist())]
+            order = np.random.default_rng(seed_of(seed, "prompts")).permutation(len(chosen))[:num_prompts]
+            chosen = [chosen[i] for i in sorted(order)]
         # Where weights are spread over processes a forward needs them all: each has as many prompts, the last ones
         # repeated, and repeated ones do not count.
         num_own = -(-len(chosen) // process[1])
@@ -236,17 +237,17 @@ class ReferenceMatch:
 
     def _answers(self, policy_of: PolicyOf, name: str, what: str, step: int | None = None) -> list[tuple[str, ...]]:
         assert self.speaker is not None
-        generator = _generator(self.seed, name, step, self.rank)
         texts: list[tuple[str, ...]] = []
         with policy_of(name) as module:
             policy = self.speaker(module)
+            seeds = iter([seed_of(self.seed, name, step, place) for place in self.places])
             for chunk in self._chunks(what):
                 answered = answer_prompts(
                     policy,
                     chunk,
                     num_completions=self.num_completions,
                     batch_size=self.batch_size,
-                    seed=int(torch.randint(2**31, (1,), generator=generator)),
+                    seeds=list(itertools.islice(seeds, len(chunk))),
                 )
                 texts += [item.row.responses for item in answered]
         return texts
@@ -275,12 +276,6 @@ def _distinct_prompts(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
     for item in rows:
         distinct.setdefault(item.prompt_ids, item)
     return list(distinct.values())
-
-
-def _generator(*parts: int | str | None) -> torch.Generator:
-    """Another stream of random numbers for each purpose, step and process."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _named(name: str, rate: WinRate) -> dict[str, float]:

@@ -31,7 +31,7 @@ class ChatServer:
         temperature: float,
         max_new_tokens: int,
         num_completions: int,
-        seed: int,
+        seeds: Sequence[int],
     ) -> list[list[str]]:
         """Independent answers to each prompt; what a seed is worth is the server's affair.
 
@@ -40,7 +40,7 @@ class ChatServer:
             temperature: of sampling.
             max_new_tokens: the longest answer.
             num_completions: answers to each.
-            seed: of all of them; every request has its own.
+            seeds: one for each prompt; every request has its own.
 
         Raises:
             UserError: if the server fails for good, or sends something else than text.
@@ -55,7 +55,7 @@ class ChatServer:
                 "max_tokens": max_new_tokens,
                 "seed": number,
             }
-            for turns, number in zip(asked, request_seeds(seed, len(asked)), strict=True)
+            for turns, number in zip(asked, request_seeds(seeds, num_completions), strict=True)
         ]
         texts = [self._text(choice) for choice in self._connection.complete(bodies)]
         return [texts[start : start + num_completions] for start in range(0, len(texts), num_completions)]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import torch
+from alignment.seeds import seed_of
 
 TokenIds = Sequence[int]
 """Tokens of one prompt or one answer."""
@@ -45,7 +45,13 @@ class Engine(Protocol):
     takes_weights: ClassVar[bool]
 
     def answer(
-        self, module: Any, prompts: Sequence[TokenIds], decoding: Decoding, *, num_completions: int, seed: int
+        self,
+        module: Any,
+        prompts: Sequence[TokenIds],
+        decoding: Decoding,
+        *,
+        num_completions: int,
+        seeds: Sequence[int],
     ) -> Answers:
         """Independent answers to each prompt, as the module is now (a LoRA model without its adapter, say).
 
@@ -54,7 +60,7 @@ class Engine(Protocol):
             prompts: exactly these tokens are continued.
             decoding: how tokens are drawn.
             num_completions: answers to each prompt.
-            seed: the same seed, weights and prompts give the same answers.
+            seeds: one for each prompt; the same seed, weights and prompt give the same answers.
         """
         ...
 
@@ -67,10 +73,9 @@ class Engine(Protocol):
         ...
 
 
-def request_seeds(seed: int, count: int) -> list[int]:
-    """Another seed for every request, all decided by one."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(_SEEDS, (count,), generator=generator).tolist()
+def request_seeds(seeds: Sequence[int], num_completions: int) -> list[int]:
+    """A seed for every request, of each prompt as many as it gets answers."""
+    return [seed_of(seed, number) % _SEEDS for seed in seeds for number in range(num_completions)]
 
 
 def grouped(answers: Sequence[list[int]], num_completions: int) -> Answers:

@@ -30,7 +30,13 @@ class OpenAIEngine:
         self._connection: Connection = connect(options, options.base_url)
 
     def answer(
-        self, module: Any, prompts: Sequence[TokenIds], decoding: Decoding, *, num_completions: int, seed: int
+        self,
+        module: Any,
+        prompts: Sequence[TokenIds],
+        decoding: Decoding,
+        *,
+        num_completions: int,
+        seeds: Sequence[int],
     ) -> Answers:
         """See :class:`~alignment.generation.Engine`; the server's completions of each prompt's text.
 
@@ -50,7 +56,7 @@ class OpenAIEngine:
                 "max_tokens": decoding.max_new_tokens,
                 "seed": number,
             }
-            for text, number in zip(texts, request_seeds(seed, len(texts)), strict=True)
+            for text, number in zip(texts, request_seeds(seeds, num_completions), strict=True)
         ]
         choices = self._connection.complete(bodies)
         return grouped([self._tokens(choice, decoding) for choice in choices], num_completions)

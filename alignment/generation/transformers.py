@@ -1,19 +1,25 @@
-"""Answers by ``transformers``: one batch with a key-value cache, or continuous batching."""
+"""Answers by ``transformers``: one batch with a key-value cache, or continuous batching.
+
+Shape letters: ``N`` sequences, ``T`` tokens, ``V`` vocabulary.
+"""
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import transformers
 from peft import PeftModel
-from transformers import LogitsProcessorList
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
 from alignment.errors import UserError
 from alignment.generation.engine import Answers, Decoding, TokenIds, grouped
 from alignment.generation.options import TransformersOptions
 from alignment.generation.weights import base_of
+from alignment.seeds import seed_of
 from alignment.sharding import gathered_once, is_divided
 
 # What a model's own generation settings may hold and would bend the distribution that log-probs speak of: Qwen2.5 ships
@@ -43,6 +49,40 @@ _PAGE_TOKENS = 256
 _POLL_SECONDS = 0.05
 
 
+class SeededDraw(LogitsProcessor):
+    """Draws the next token of every sequence by numbers of its own, and leaves no other possible.
+
+    A uniform number u in [0, 1) takes the first token up to which the probabilities sum to more than u. What else is in
+    the batch decides nothing, but for how it rounds the logits: other widths of padding, other last digits.
+
+    Args:
+        seeds: one for each prompt.
+        num_completions: sequences of a prompt, which stand together.
+        decoding: how long they get.
+        width: tokens before the first drawn one, padding among them.
+        device: of the logits.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], num_completions: int, decoding: Decoding, width: int, device: torch.device
+    ) -> None:
+        size = (num_completions, decoding.max_new_tokens)
+        uniforms_NT = np.concatenate([np.random.default_rng(seed).random(size) for seed in seeds])
+        # In float32 the sum would lose the unlikely tokens of a large vocabulary; Apple's devices have nothing wider.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.uniforms_NT = torch.as_tensor(uniforms_NT, dtype=self.dtype, device=device)
+        self.width = width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """From logits [N, V] after ``input_ids`` [N, T] to 0 for the token that is drawn, minus infinity elsewhere."""
+        sums_NV = scores.softmax(-1, dtype=self.dtype).cumsum(-1)
+        drawn = input_ids.shape[1] - self.width
+        # Rounded, the sum of all is not 1.
+        uniforms_N1 = self.uniforms_NT[:, drawn : drawn + 1] * sums_NV[:, -1:]
+        tokens_N1 = torch.searchsorted(sums_NV, uniforms_N1, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens_N1, 0.0)
+
+
 class TransformersEngine:
     """The model itself answers; its weights are always the present ones.
 
@@ -62,7 +102,7 @@ class TransformersEngine:
         decoding: Decoding,
         *,
         num_completions: int,
-        seed: int,
+        seeds: Sequence[int],
         processors: LogitsProcessorList | None = None,
     ) -> Answers:
         """See :class:`~alignment.generation.Engine`.
@@ -72,7 +112,7 @@ class TransformersEngine:
             prompts: token ids.
             decoding: how tokens are drawn.
             num_completions: answers to each prompt.
-            seed: of the draws.
+            seeds: one for each prompt; in continuous batches only all of them together decide.
             processors: change the logits of whole batches; with them nothing is batched continuously.
         """
         is_continuous = self.options.continuous_batching and processors is None
@@ -80,14 +120,14 @@ class TransformersEngine:
             gathered_once(module),
             token_by_token(module),
             _evaluating(module),
-            _seeded(seed, module.device),
             torch.no_grad(),
         ):
             if is_continuous:
                 repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
-                answers = _generate_continuously(module, repeated, decoding)
+                with _seeded(seed_of(*seeds), module.device):
+                    answers = _generate_continuously(module, repeated, decoding)
             else:
-                answers = _generate(module, prompts, decoding, num_completions, processors)
+                answers = _generate(module, prompts, decoding, num_completions, seeds, processors)
         return grouped(answers, num_completions)
 
     def refresh(self) -> None:
@@ -102,19 +142,25 @@ def _generate(
     prompts: Sequence[TokenIds],
     decoding: Decoding,
     num_completions: int,
+    seeds: Sequence[int],
     processors: LogitsProcessorList | None,
 ) -> list[list[int]]:
     width = max(len(prompt) for prompt in prompts)
+    if decoding.temperature:
+        processors = LogitsProcessorList(processors or [])
+        processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+        if decoding.top_k is not None:
+            processors.append(TopKLogitsWarper(decoding.top_k))
+        processors.append(SeededDraw(seeds, num_completions, decoding, width, module.device))
     ids_BT = torch.tensor([[decoding.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     sequences_NT = module.generate(
-        input_ids=ids_BT.to(module.device),
-        attention_mask=mask_BT.to(module.device),
-        num_return_sequences=num_completions,
+        input_ids=ids_BT.repeat_interleave(num_completions, dim=0).to(module.device),
+        attention_mask=mask_BT.repeat_interleave(num_completions, dim=0).to(module.device),
         logits_processor=processors,
         # Where weights are gathered for a forward, one that has nothing left to say goes on with the others.
         synced_gpus=is_divided(module),
-        **_settings(decoding),
+        **_settings(decoding, draws=False),
     )
     answers_NT = sequences_NT[:, width:].cpu()
     is_stop_NT = torch.isin(answers_NT, torch.tensor(decoding.stop_token_ids)).long()
@@ -134,7 +180,7 @@ def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Deco
     # A LoRA model's base holds the adapter's layers, and knows whether they are switched off.
     base = module.get_base_model() if isinstance(module, PeftModel) else module
     settings = copy.deepcopy(base.generation_config)
-    settings.update(**_settings(decoding))
+    settings.update(**_settings(decoding, draws=decoding.temperature > 0))
     longest = max(len(prompt) for prompt in prompts) + decoding.max_new_tokens
     manager = base.init_continuous_batching(
         generation_config=settings,
@@ -169,11 +215,11 @@ def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Deco
     return [list(outputs[name].generated_tokens) for name in names]
 
 
-def _settings(decoding: Decoding) -> dict[str, Any]:
-    # Where the likeliest token is taken, settings of chance are set to do nothing: they would only be warned about.
+def _settings(decoding: Decoding, *, draws: bool) -> dict[str, Any]:
+    # Where the library draws nothing, settings of chance are set to do nothing: they would only be warned about.
     chance = (
         {"do_sample": True, "temperature": decoding.temperature, "top_k": decoding.top_k or 0}
-        if decoding.temperature
+        if draws
         else {"do_sample": False, "temperature": 1.0, "top_k": 50}
     )
     return {
@@ -214,7 +260,7 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    # generate() draws from the global generator: seed it for the call and put it back.
+    # Continuous batches draw from the global generator: it is seeded for the call and put back.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

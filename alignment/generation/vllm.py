@@ -123,14 +123,20 @@ class VLLMEngine:
         )
 
     def answer(
-        self, module: Any, prompts: Sequence[TokenIds], decoding: Decoding, *, num_completions: int, seed: int
+        self,
+        module: Any,
+        prompts: Sequence[TokenIds],
+        decoding: Decoding,
+        *,
+        num_completions: int,
+        seeds: Sequence[int],
     ) -> Answers:
         """See :class:`~alignment.generation.Engine`."""
         self._backend.start(module)
         adapter = self._adapter(module) if is_adapted(module) else None
         self._hold_base(module)
         repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
-        answers = self._backend.ask(repeated, request_seeds(seed, len(repeated)), decoding, adapter)
+        answers = self._backend.ask(repeated, request_seeds(seeds, num_completions), decoding, adapter)
         return grouped(answers, num_completions)
 
     def refresh(self) -> None:

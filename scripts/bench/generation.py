@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignment.generation import Decoding, TransformersOptions
 from alignment.generation.transformers import TransformersEngine
+from alignment.seeds import seeds_of
 
 MODELS = {"tiny": (512, 64, 2, 4), "15.7M": (8192, 384, 8, 6)}
 NUM_PROMPTS, PROMPT_TOKENS = 48, (8, 64)
@@ -68,7 +69,10 @@ def measure(name: str, model: LlamaForCausalLM, prompts: list[list[int]], way: s
         engine = TransformersEngine()
         chunks = [ordered[start : start + int(size)] for start in range(0, len(ordered), int(size))]
     start, cpu_start = time.perf_counter(), time.process_time()
-    answers = [engine.answer(model, chunk, decoding, num_completions=1, seed=i) for i, chunk in enumerate(chunks)]
+    answers = [
+        engine.answer(model, chunk, decoding, num_completions=1, seeds=seeds_of(len(chunk), i))
+        for i, chunk in enumerate(chunks)
+    ]
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     tokens = sum(len(said) for chunk in answers for group in chunk for said in group)
     return Row(

@@ -38,6 +38,7 @@ from alignment.methods import build_method
 from alignment.oracles.base import OneOrder, SettledOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
+from alignment.seeds import seeds_of
 from alignment.textgame import TextGame, draw_rows
 from alignment.trainer import PreferenceTrainer
 
@@ -217,9 +218,10 @@ def play_rounds(text: TextGame, setting: Setting, folder: str, budget: int) -> l
         policy = CausalLMPolicy(
             model, text.tokenizer, stop_token_ids=stop_token_ids(text.tokenizer), temperature=1.0, max_new_tokens=20
         )
-        answers = answer_prompts(policy, questions, num_completions=ANSWERS, batch_size=120, seed=number)
+        seeds = seeds_of(len(questions), number)
+        answers = answer_prompts(policy, questions, num_completions=ANSWERS, batch_size=120, seeds=seeds)
         asked, is_kept = SettledOracle(OneOrder(oracle)), needs.feedback == "wins"
-        rows = compare_answers(answers, asked, keep_alike=is_kept, batch_size=120, seed=number).rows
+        rows = compare_answers(answers, asked, keep_alike=is_kept, batch_size=120, seeds=seeds).rows
         args = arguments(folder, setting, max_steps=setting.passes * copies, seed=number, warmup_steps=2)
         start, centre = centre, fit(text, setting, args, rows, start=centre, past=past)
         model = centre if needs.fits == 1 else fit(text, setting, args, rows, start=centre, past=past)

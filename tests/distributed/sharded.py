@@ -78,7 +78,7 @@ def walk(model: LlamaForCausalLM, batch: Completions, world_size: int) -> dict[s
         "is_put_back": all(torch.equal(before[name], after[name]) for name in before),
         "logps_at_start": logps_at_start,
         "base_weights": dict(base_weights(model)),
-        "answers": TransformersEngine().answer(model, prompts, LIKELIEST, num_completions=1, seed=0),
+        "answers": TransformersEngine().answer(model, prompts, LIKELIEST, num_completions=1, seeds=range(len(prompts))),
         "is_divided": is_divided(model),
         "elements": sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters_of(model).values()),
         "target": anchors.score_one("target", batch),

@@ -72,21 +72,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     return walk(tmp_path_factory.mktemp("alone"), None)
 
 
-@pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
-    """On two, each with the whole of the weights."""
-    return walk(tmp_path_factory.mktemp("ddp"), shipped("ddp_cpu"))
-
-
 @pytest.fixture(scope="module", params=["ddp_cpu", *(pytest.param(name, marks=needs_compiler) for name in STAGES)])
 def config(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def together(config: str, replicated: dict[str, Walk], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
+def together(config: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     """On two, by a configuration."""
-    return replicated if config == "ddp_cpu" else walk(tmp_path_factory.mktemp(config), shipped(config))
+    return walk(tmp_path_factory.mktemp(config), shipped(config))
 
 
 def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> None:
@@ -121,9 +115,9 @@ def test_frozen_models_are_divided_as_the_policy_is(config: str, together: dict[
         assert [rank["frozen"] for rank in found.ranks] == pytest.approx([share, share], abs=1e-3), case
 
 
-@pytest.mark.parametrize("case", WALKS)
+@pytest.mark.parametrize("case", CASES)
 def test_the_path_is_that_of_one_process(case: str, together: dict[str, Walk], alone: dict[str, Walk]) -> None:
-    """The same losses and weights to 1e-5, where weights have moved a hundred times that.
+    """The same losses and weights to 1e-5, where weights have moved a hundred times that, sampled answers or not.
 
     Both are float32, and Adam divides by its epsilon at the least, so that rounding stays rounding: 1e-6 is seen. A
     look-ahead that is not taken back is 5e-2 away.
@@ -133,19 +127,19 @@ def test_the_path_is_that_of_one_process(case: str, together: dict[str, Walk], a
 
 
 @pytest.mark.parametrize("case", SAMPLED)
-def test_what_is_sampled_is_the_same(
-    case: str, config: str, together: dict[str, Walk], replicated: dict[str, Walk]
+def test_the_trained_policy_answers_as_that_of_one_process(
+    case: str, config: str, together: dict[str, Walk], alone: dict[str, Walk]
 ) -> None:
-    """Answers of each process to its own prompts, with weights that are gathered for it, train the same policy.
+    """With weights that are gathered for it, by processes that ask different numbers of questions.
 
     Gathered once, they are whole from one forward to the next; under ZeRO-3 they are not otherwise.
     """
-    found = together[case]
-    assert_same(found, replicated[case])
-    for rank, reference in zip(found.ranks, replicated[case].ranks, strict=True):
-        assert rank["answers"] == reference["answers"]
+    (expected,) = alone[case].ranks
+    ranks = together[case].ranks
+    for rank in ranks:
+        assert rank["answers"][: len(expected["answers"])] == expected["answers"]
         assert rank["stays_whole"] == ([False, True, False] if config == "zero3_cpu" else [True] * 3)
-    assert len(found.ranks[0]["answers"]) < len(found.ranks[1]["answers"])
+    assert len(ranks[0]["answers"]) < len(ranks[1]["answers"])
 
 
 @needs_compiler

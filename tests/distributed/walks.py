@@ -164,7 +164,7 @@ def likeliest_answers(trainer: PreferenceTrainer) -> list[list[int]]:
     prompts = [row.prompt_ids for row in trainer.train_dataset.rows[: 4 + trainer.args.process_index]]
     likeliest = Decoding(temperature=0.0, max_new_tokens=6, stop_token_ids=(2,), pad_token_id=0)
     with trainer.anchors.model("policy") as module:
-        answers = trainer.engine.answer(module, prompts, likeliest, num_completions=1, seed=0)
+        answers = trainer.engine.answer(module, prompts, likeliest, num_completions=1, seeds=range(len(prompts)))
     return [group[0] for group in answers]
 
 

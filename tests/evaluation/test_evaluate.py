@@ -423,7 +423,7 @@ def test_answers_that_were_sampled_are_kept(
     def counted(*arguments: Any, **options: Any) -> Any:
         if len(calls) == 1:
             raise KeyboardInterrupt
-        calls.append(options["seed"])
+        calls.append(options["seeds"])
         return answer(*arguments, **options)
 
     whole = run(sampled, f"output_dir={tmp_path / 'whole'}")
@@ -433,9 +433,9 @@ def test_answers_that_were_sampled_are_kept(
             run(sampled)
     (partial,) = (tmp_path / "out" / "outputs").glob("mine.*.partial.jsonl")
     partial.write_text(partial.read_text() + '[["torn')
-    seeds: list[int] = []
+    seeds: list[list[int]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "answer_prompts", lambda *a, **o: (seeds.append(o["seed"]), answer(*a, **o))[1])
+        patch.setattr(answering, "answer_prompts", lambda *a, **o: (seeds.append(o["seeds"]), answer(*a, **o))[1])
         resumed = run(sampled)
     assert len(seeds) == 5 and seeds[:2] != seeds[2:4] and calls[0] not in seeds[:2]
     assert resumed.to_json() == whole.to_json()

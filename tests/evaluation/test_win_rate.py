@@ -162,7 +162,7 @@ def test_wins_are_those_of_the_answers(
 def test_processes_share_the_prompts(
     rows: tuple[EncodedRow, ...], models: Models, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Two processes have as many prompts each; together every prompt counts once."""
+    """Two processes have as many prompts each; together every prompt counts once, with the answers of one process."""
     halves = [match(rows, models, tokenizer, process=(rank, 2)) for rank in (0, 1)]
     wins_PK = torch.cat([half.wins(models, step=1) for half in halves])
     assert wins_PK.shape == (6, 1) and int(wins_PK.isnan().sum()) == 1
@@ -170,7 +170,11 @@ def test_processes_share_the_prompts(
         item.prompt_ids for half in halves for item, counts in zip(half.rows, half.counts_P, strict=True) if counts
     ]
     assert sorted(counted) == sorted({item.prompt_ids for item in rows})
-    assert halves[0].metrics(wins_PK)["win_rate_num_prompts"] == 5
+    metrics = halves[0].metrics(wins_PK)
+    assert metrics["win_rate_num_prompts"] == 5
+    whole = match(rows, models, tokenizer, batch_size=5)
+    assert metrics == pytest.approx(whole.metrics(whole.wins(models, step=1)))
+    assert sorted(met for half in halves for met in half.last) == sorted(whole.last)
 
 
 def test_a_choice_of_prompts_is_that_of_the_seed(

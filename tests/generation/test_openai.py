@@ -66,8 +66,8 @@ def test_text_becomes_tokens_in_the_order_of_the_prompts(tokenizer: PreTrainedTo
     with serving(ScriptedServer(echo)) as server:
         asked = engine(server, tokenizer, concurrency=3)
         bare = prompts(tokenizer, "say red", "say <|end|> blue")
-        answers = asked.answer(None, bare, decoding(tokenizer), num_completions=4, seed=5)
-        again = asked.answer(None, bare, decoding(tokenizer), num_completions=4, seed=5)
+        answers = asked.answer(None, bare, decoding(tokenizer), num_completions=4, seeds=[5, 6])
+        again = asked.answer(None, bare, decoding(tokenizer), num_completions=4, seeds=[5, 6])
         asked.close()
     assert answers == again
     for word, group in zip(("red", "blue"), answers, strict=True):
@@ -89,7 +89,7 @@ def test_what_was_cut_by_length_has_no_stop_token_and_an_empty_answer_has_one(
     with serving(ScriptedServer(echo, replies)) as server:
         asked = engine(server, tokenizer, concurrency=1)
         (cut, empty) = asked.answer(
-            None, prompts(tokenizer, "a", "b"), decoding(tokenizer, max_new_tokens=2), num_completions=1, seed=0
+            None, prompts(tokenizer, "a", "b"), decoding(tokenizer, max_new_tokens=2), num_completions=1, seeds=[0, 1]
         )
         asked.close()
     assert len(cut[0]) == 2 and tokenizer.eos_token_id not in cut[0]
@@ -104,7 +104,7 @@ def test_what_was_cut_by_length_has_no_stop_token_and_an_empty_answer_has_one(
 def test_a_fault_is_tried_again(tokenizer: PreTrainedTokenizerFast, fault: Reply) -> None:
     with serving(ScriptedServer(echo, [fault])) as server:
         asked = engine(server, tokenizer, retries=1, concurrency=1)
-        ((said,),) = asked.answer(None, prompts(tokenizer, "x red"), decoding(tokenizer), num_completions=1, seed=0)
+        ((said,),) = asked.answer(None, prompts(tokenizer, "x red"), decoding(tokenizer), num_completions=1, seeds=[0])
         asked.close()
     assert tokenizer.decode(said).startswith("red ") and len(server.requests) == 2
 
@@ -124,7 +124,7 @@ def test_a_fault_that_stays_is_said(tokenizer: PreTrainedTokenizerFast, reply: R
     with serving(ScriptedServer(lambda path, body: reply)) as server:
         asked = engine(server, tokenizer, retries=0)
         with pytest.raises(UserError, match=message):
-            asked.answer(None, prompts(tokenizer, "x"), decoding(tokenizer), num_completions=2, seed=0)
+            asked.answer(None, prompts(tokenizer, "x"), decoding(tokenizer), num_completions=2, seeds=[0])
         asked.close()
 
 
@@ -133,7 +133,7 @@ def test_an_unreachable_server_is_said(tokenizer: PreTrainedTokenizerFast) -> No
         pass
     asked = engine(server, tokenizer, retries=0)
     with pytest.raises(UserError, match=r"no answer after 1 tries .*APIConnectionError"):
-        asked.answer(None, prompts(tokenizer, "x"), decoding(tokenizer), num_completions=1, seed=0)
+        asked.answer(None, prompts(tokenizer, "x"), decoding(tokenizer), num_completions=1, seeds=[0])
     asked.close()
 
 
@@ -144,9 +144,9 @@ def test_a_prompt_whose_text_is_other_tokens_is_refused(tokenizer: PreTrainedTok
     with serving(ScriptedServer(echo)) as server:
         asked = engine(server, tokenizer)
         with pytest.raises(UserError, match="would be read as other tokens"):
-            asked.answer(None, [letters], decoding(tokenizer), num_completions=1, seed=0)
+            asked.answer(None, [letters], decoding(tokenizer), num_completions=1, seeds=[0])
         with pytest.raises(UserError, match=r"sampling\.top_k"):
-            asked.answer(None, [[5]], decoding(tokenizer, top_k=3), num_completions=1, seed=0)
+            asked.answer(None, [[5]], decoding(tokenizer, top_k=3), num_completions=1, seeds=[0])
         asked.close()
     assert not server.requests
 
@@ -214,8 +214,8 @@ def test_transformers_serve_answers(served: tuple[str, str], tokenizer: PreTrain
     base_url, model = served
     asked = build_engine("openai", {"base_url": base_url, "model": model, "concurrency": 1}, tokenizer)
     bare = prompts(tokenizer, "red green", "blue")
-    answers = asked.answer(None, bare, decoding(tokenizer), num_completions=3, seed=1)
-    again = asked.answer(None, bare, decoding(tokenizer), num_completions=3, seed=1)
+    answers = asked.answer(None, bare, decoding(tokenizer), num_completions=3, seeds=[1, 2])
+    again = asked.answer(None, bare, decoding(tokenizer), num_completions=3, seeds=[1, 2])
     asked.close()
     assert answers == again
     flat = [tuple(said) for group in answers for said in group]
@@ -230,8 +230,8 @@ def test_transformers_serve_answers_conversations(served: tuple[str, str]) -> No
     asked = ChatServer(ServerOptions(base_url=base_url, model=model, concurrency=1))
     turns = [Turn("user", "red"), Turn("assistant", "green"), Turn("user", "blue")]
     options = {"temperature": 1.0, "max_new_tokens": 8, "num_completions": 3}
-    answers = asked.answer([turns[:1], turns], seed=1, **options)
-    again = asked.answer([turns[:1], turns], seed=1, **options)
+    answers = asked.answer([turns[:1], turns], seeds=[1, 2], **options)
+    again = asked.answer([turns[:1], turns], seeds=[1, 2], **options)
     asked.close()
     assert answers == again
     assert [len(group) for group in answers] == [3, 3] and len({text for group in answers for text in group}) > 3

@@ -100,7 +100,7 @@ def test_a_missing_library_is_said_before_a_model_is_loaded(
     if "vllm" in sys.modules:
         pytest.skip("vLLM is there")
     recipe = load_recipe(path, ["sampling.engine=vllm", f"output_dir={tmp_path / 'run'}"]).recipe
-    for module in ("alignment.loop", "alignment.players"):
+    for module in ("alignment.loop", "alignment.round_models"):
         monkeypatch.setattr(f"{module}.load_policy", lambda *arguments, **options: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match="expected the extra `vllm`"):
         loop.run(recipe)

@@ -1,9 +1,10 @@
-"""The default engine: the tokens of plain generate(), reproducible, and by the model's own probabilities."""
+"""The default engine: by the model's own probabilities, and each answer by its seed alone."""
 
 import copy
 import itertools
 from collections import Counter
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -41,34 +42,43 @@ def engine(*, continuous: bool) -> TransformersEngine:
 
 
 @pytest.mark.parametrize("top_k", [None, 3])
-def test_the_tokens_are_those_of_generate(model: LlamaForCausalLM, top_k: int | None) -> None:
-    """Left-padded, seeded, cut after the first stop token; with many stop tokens some answers end early."""
+def test_a_token_is_the_first_whose_cumulative_probability_exceeds_its_number(
+    model: LlamaForCausalLM, top_k: int | None
+) -> None:
+    """Drawn again by hand from the seed, with a forward of its own for each token, without cache and padding.
+
+    An answer ends at its first stop token; with many of them some end early.
+    """
     stops = tuple(range(2, 60))
-    ids_BT = torch.tensor([[0, 0, 5, 6, 7], [0, 0, 0, 0, 8], [9, 10, 11, 12, 13]])
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        expected_NT = model.generate(
-            input_ids=ids_BT,
-            attention_mask=(ids_BT > 0).long(),
-            do_sample=True,
-            temperature=1.3,
-            top_k=top_k or 0,
-            top_p=1.0,
-            num_return_sequences=4,
-            max_new_tokens=6,
-            eos_token_id=list(stops),
-            pad_token_id=0,
-        )[:, 5:]
     answers = engine(continuous=False).answer(
-        model, PROMPTS, decoding(stop_token_ids=stops, top_k=top_k), num_completions=4, seed=11
+        model, PROMPTS, decoding(stop_token_ids=stops, top_k=top_k), num_completions=4, seeds=[11, 12, 11]
     )
     flat = list(itertools.chain(*answers))
     assert len(answers) == 3 and len(flat) == 12
-    for said, row in zip(flat, expected_NT.tolist(), strict=True):
-        assert row[: len(said)] == said and not any(row[len(said) :])
-        assert said[-1] in stops or len(said) == 6
-        assert not any(token in stops for token in said[:-1])
+    for prompt, seed, group in zip(PROMPTS, (11, 12, 11), answers, strict=True):
+        for said, numbers_T in zip(group, np.random.default_rng(seed).random((4, 6)), strict=True):
+            for t, token in enumerate(said):
+                with torch.no_grad():
+                    logits_V = model(input_ids=torch.tensor([prompt + said[:t]])).logits[0, -1].double() / 1.3
+                if top_k is not None:
+                    logits_V[logits_V < logits_V.topk(top_k).values[-1]] = -torch.inf
+                assert token == int((logits_V.softmax(-1).cumsum(-1) > numbers_T[t]).int().argmax())
+            assert said[-1] in stops or len(said) == 6
+            assert not any(token in stops for token in said[:-1])
     assert len({len(said) for said in flat}) > 1
+
+
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: LlamaForCausalLM) -> None:
+    """Alone, padded to another width, in another place: its seed decides."""
+    asked = engine(continuous=False)
+    together = asked.answer(model, PROMPTS, decoding(), num_completions=3, seeds=[1, 2, 3])
+    alone = [
+        asked.answer(model, [prompt], decoding(), num_completions=3, seeds=[seed])[0]
+        for prompt, seed in zip(PROMPTS, (1, 2, 3), strict=True)
+    ]
+    turned = asked.answer(model, PROMPTS[::-1], decoding(), num_completions=3, seeds=[3, 2, 1])
+    assert together == alone == turned[::-1]
+    assert len({tuple(said) for said in together[0]}) > 1, "answers to one prompt are independent"
 
 
 def test_flex_attention_is_left_out_of_sampling(model: LlamaForCausalLM) -> None:
@@ -77,7 +87,7 @@ def test_flex_attention_is_left_out_of_sampling(model: LlamaForCausalLM) -> None
     flex.set_attn_implementation("flex_attention")
     flex.register_forward_hook(lambda *_: seen.append(flex.config._attn_implementation))
     asked = engine(continuous=False)
-    answers = [asked.answer(each, PROMPTS, decoding(), num_completions=2, seed=3) for each in (model, flex)]
+    answers = [asked.answer(each, PROMPTS, decoding(), num_completions=2, seeds=[3, 4, 5]) for each in (model, flex)]
     assert answers[0] == answers[1]
     assert set(seen) == {"sdpa"} and flex.config._attn_implementation == "flex_attention"
 
@@ -87,7 +97,9 @@ def test_a_seed_decides_the_answers_and_nothing_else_moves(model: LlamaForCausal
     asked = engine(continuous=continuous)
     model.train()
     state = torch.get_rng_state()
-    first, again, other = (asked.answer(model, PROMPTS, decoding(), num_completions=3, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (
+        asked.answer(model, PROMPTS, decoding(), num_completions=3, seeds=range(seed, seed + 3)) for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
@@ -123,7 +135,7 @@ def test_frequencies_are_the_models_probabilities(continuous: bool) -> None:
         prompts,
         decoding(temperature=1.5, max_new_tokens=2, stop_token_ids=(2,)),
         num_completions=num,
-        seed=0,
+        seeds=[0, 1],
     )
     for prompt, group in zip(prompts, answers, strict=True):
         counts = Counter(map(tuple, group))
@@ -149,17 +161,19 @@ def test_an_adapter_is_batched_continuously_and_so_is_its_base(model: LlamaForCa
             if "lora_B" in name:
                 parameter.fill_(0.5)
     asked = engine(continuous=True)
-    spoken = asked.answer(adapted, PROMPTS, decoding(), num_completions=2, seed=0)
+    spoken = asked.answer(adapted, PROMPTS, decoding(), num_completions=2, seeds=[0, 1, 2])
     with adapted.disable_adapter():
-        base = asked.answer(adapted, PROMPTS, decoding(), num_completions=2, seed=0)
-    plain = asked.answer(adapted.get_base_model(), PROMPTS, decoding(), num_completions=2, seed=0)
+        base = asked.answer(adapted, PROMPTS, decoding(), num_completions=2, seeds=[0, 1, 2])
+    plain = asked.answer(adapted.get_base_model(), PROMPTS, decoding(), num_completions=2, seeds=[0, 1, 2])
     assert spoken == plain != base
 
 
 def test_an_answer_may_be_a_stop_token_alone(model: LlamaForCausalLM) -> None:
     """An empty generation is one token long, and its text is empty."""
     every = tuple(range(model.config.vocab_size))
-    answers = engine(continuous=False).answer(model, PROMPTS, decoding(stop_token_ids=every), num_completions=2, seed=0)
+    answers = engine(continuous=False).answer(
+        model, PROMPTS, decoding(stop_token_ids=every), num_completions=2, seeds=[0, 1, 2]
+    )
     assert all(len(said) == 1 for group in answers for said in group)
 
 

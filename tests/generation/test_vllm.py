@@ -56,7 +56,7 @@ def lora(model: LlamaForCausalLM, rank: int = 2) -> peft.PeftModel:
 
 
 def ask(engine: Any, module: Any, *, seed: int = 0, num_completions: int = 3) -> Any:
-    return engine.answer(module, PROMPTS, DECODING, num_completions=num_completions, seed=seed)
+    return engine.answer(module, PROMPTS, DECODING, num_completions=num_completions, seeds=[seed, seed + 1])
 
 
 def served(stack: Stack, module: Any) -> bool:
@@ -80,7 +80,7 @@ def test_prompts_are_tokens_and_requests_are_plain(stack: Stack, engine: VLLMEng
     assert options["generation_config"] == "vllm" and options["dtype"] == "float32" and options["enable_sleep_mode"]
     assert "enable_lora" not in options
     seeds = [parameters.seed for parameters in stack.parameters]
-    assert seeds == request_seeds(0, 6) and len(set(seeds)) == 6
+    assert seeds == request_seeds([0, 1], 3) and len(set(seeds)) == 6
     for parameters in stack.parameters:
         assert (parameters.temperature, parameters.top_k, parameters.max_tokens) == (0.7, 4, 5)
         assert parameters.stop_token_ids == [2, 3] and parameters.ignore_eos

@@ -23,6 +23,7 @@ from alignment.methods import build_method, method_names
 from alignment.oracles import MatrixOracle, PanelOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
+from alignment.seeds import seeds_of
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Completions, Feedback, LossInputs
 from tests.methods.regression import random_preferences
@@ -133,9 +134,9 @@ class Setting:
         data = PROMPTS
         if self.needs.sampler == "prev":
             speaker = CausalLMPolicy(start, TOKENIZER, stop_token_ids=[EOS], temperature=1.0, max_new_tokens=2)
-            data = answer_prompts(speaker, data, num_completions=3, batch_size=4096, seed=3)
+            data = answer_prompts(speaker, data, num_completions=3, batch_size=4096, seeds=seeds_of(len(data), 3))
             keep_alike = self.needs.feedback == "wins"
-            data = compare_answers(data, oracle, keep_alike=keep_alike, batch_size=4096, seed=3).rows
+            data = compare_answers(data, oracle, keep_alike=keep_alike, batch_size=4096, seeds=range(len(data))).rows
         self.trainer = PreferenceTrainer(
             model=start,
             ref_model=ref,

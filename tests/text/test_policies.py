@@ -225,7 +225,7 @@ def roll(needs: Needs, batch: Batch, sampling: Sampling) -> tuple[object, Tensor
             module, symbol_tokenizer(), stop_token_ids=(2,), temperature=temperature, max_new_tokens=1
         ),
         policy_of=anchors.model,
-        generator=torch.Generator().manual_seed(0),
+        seeds=[0, 1],
     )
     feedback = judge(rolled, MatrixOracle(cyclic_game(tau=0.1).prefs_XAA, responses=SYMBOLS), needs)
     assert feedback.wins_KBG is not None

@@ -1,6 +1,6 @@
 """Rollout and judge: whose answers are compared with whose, and which methods are refused."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -75,7 +75,7 @@ class Fixed:
     def __init__(self, name: str, temperature: float) -> None:
         self.name, self.temperature = name, temperature
 
-    def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
+    def sample_by_seeds(self, prompts: Completions, *, num_completions: int, seeds: Sequence[int]) -> Completions:
         return empty_completions(len(prompts.input_ids_BGT), num_completions)
 
     def texts(self, completions: Completions) -> list[list[str]]:
@@ -125,7 +125,7 @@ def test_the_opponent_is_who_the_method_names(opponent: Any, expected: str | Non
         sampling=sampling(2.0),
         make_policy=Fixed,  # type: ignore[arg-type]
         policy_of=Named,  # type: ignore[arg-type]
-        generator=torch.Generator(),
+        seeds=[0, 1],
     )
     assert rolled.prompts == PROMPTS
     assert rolled.responses == [["policy@2"] * 3] * 2
@@ -138,9 +138,9 @@ class Counted(Fixed):
 
     draws: ClassVar[list[int]] = []
 
-    def sample(self, prompts: Completions, *, num_completions: int, generator: torch.Generator) -> Completions:
+    def sample_by_seeds(self, prompts: Completions, *, num_completions: int, seeds: Sequence[int]) -> Completions:
         self.draws.append(num_completions)
-        return super().sample(prompts, num_completions=num_completions, generator=generator)
+        return super().sample_by_seeds(prompts, num_completions=num_completions, seeds=seeds)
 
     def texts(self, completions: Completions) -> list[list[str]]:
         return [[str(g) for g in range(group.shape[0])] for group in completions.valid_BG]
@@ -156,7 +156,7 @@ def test_answers_of_one_distribution_are_drawn_together(temperature: float, draw
         sampling=sampling(temperature),
         make_policy=Counted,  # type: ignore[arg-type]
         policy_of=Named,  # type: ignore[arg-type]
-        generator=torch.Generator(),
+        seeds=[0, 1],
     )
     assert Counted.draws == draws
     assert rolled.responses == [["0", "1", "2"]] * 2

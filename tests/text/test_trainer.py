@@ -221,6 +221,35 @@ def enumerated(folder: object, *, name: str = "egpo", **changes: Any) -> Prefere
     )
 
 
+@pytest.mark.parametrize("name", ["egpo", "nash_mp"])
+def test_what_is_sampled_does_not_depend_on_how_a_batch_is_divided(name: str, tmp_path: object) -> None:
+    """Four prompts at once, and one after the other: the same answers, so the same losses, weights and evaluations."""
+    weights, said = [], []
+    for batch_size, steps in ((4, 1), (1, 4)):
+        trainer = enumerated(
+            tmp_path,
+            name=name,
+            engine="transformers",
+            responses=None,
+            num_completions=2,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+            per_device_eval_batch_size=batch_size,
+            # Adam divides by next to nothing here, and makes something of rounding.
+            optim="sgd",
+            learning_rate=0.5,
+            logging_strategy="steps",
+            logging_steps=1,
+        )
+        trainer.train()
+        weights.append(parameters(trainer.model))
+        said.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        evaluated = trainer.evaluate(question_rows(6))
+        said[-1] += [evaluated["eval_loss"], evaluated["eval_kl_to_ref"]]
+    assert said[0] == pytest.approx(said[1], rel=1e-4, abs=1e-6) and said[0][-1] > 0
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
 def test_the_second_stage_starts_where_the_first_did(tmp_path: object) -> None:
     """Invariant 41: when the loss of stage 1 is computed, weights and moments are bit-identical to those of stage 0."""
     seen: list[tuple[int, Tensor, list[Tensor]]] = []

@@ -17,6 +17,7 @@ from alignment.evaluation.certificates import Certificate, adversary_wins, certi
 from alignment.oracles import SettledOracle, VerdictOracle
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts
+from alignment.seeds import seeds_of
 from alignment.textgame import TextGame, shared_game
 from alignment.trained import TrainedModel, find_model, run_data
 from tests.evaluation.test_certificates import drawn_wins
@@ -43,9 +44,8 @@ def sampled(text: TextGame, model: nn.Module, rows: Sequence[Row], num: int, *, 
     encoded = encode_rows(rows, text.tokenizer, max_prompt_length=32, max_completion_length=1).rows
     stops = stop_token_ids(text.tokenizer)
     policy = CausalLMPolicy(model, text.tokenizer, stop_token_ids=stops, temperature=1.0, max_new_tokens=20)
-    return [
-        item.row.responses for item in answer_prompts(policy, encoded, num_completions=num, batch_size=10, seed=seed)
-    ]
+    answers = answer_prompts(policy, encoded, num_completions=num, batch_size=10, seeds=seeds_of(len(encoded), seed))
+    return [item.row.responses for item in answers]
 
 
 def attacked(text: TextGame, candidates: list[tuple[str, ...]], rows: Sequence[Row], *, seed: int) -> np.ndarray:
