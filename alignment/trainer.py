@@ -679,11 +679,15 @@ class PreferenceTrainer(ResumableTrainer):
 
         Returns:
             Means over prompts, named with the prefix.
+
+        Raises:
+            UserError: if there are no rows.
         """
         started = time.perf_counter()
         is_own = eval_dataset is None or eval_dataset is self.eval_dataset
         rows = self.eval_dataset if is_own else EncodedRows(self._encode(eval_dataset, self._tokenizer(), self.args))
-        assert isinstance(rows, EncodedRows)
+        if not isinstance(rows, EncodedRows):
+            raise UserError("evaluate: expected held-out rows, found none; give eval_dataset, here or to the trainer")
         self.model.eval()
         has_loss = self.is_online or rows.has_responses
         kls: list[Tensor] = []

@@ -68,18 +68,26 @@ class SeededDraw(LogitsProcessor):
     ) -> None:
         size = (num_completions, decoding.max_new_tokens)
         uniforms_NT = np.concatenate([np.random.default_rng(seed).random(size) for seed in seeds])
-        # In float32 the sum would lose the unlikely tokens of a large vocabulary; Apple's devices have nothing wider.
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.uniforms_NT = torch.as_tensor(uniforms_NT, dtype=self.dtype, device=device)
+        # In float32 the sum would lose the unlikely tokens of a large vocabulary; Apple's devices have no float64.
+        self.uniforms_NT = torch.from_numpy(uniforms_NT).to("cpu" if device.type == "mps" else device)
         self.width = width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """From logits [N, V] after ``input_ids`` [N, T] to 0 for the token that is drawn, minus infinity elsewhere."""
-        sums_NV = scores.softmax(-1, dtype=self.dtype).cumsum(-1)
+        """From logits [N, V] after ``input_ids`` [N, T] to 0 for the token that is drawn, minus infinity elsewhere.
+
+        Raises:
+            UserError: if they are no numbers.
+        """
+        sums_NV = scores.to(self.uniforms_NT.device).softmax(-1, dtype=torch.float64).cumsum(-1)
+        if not sums_NV[:, -1].isfinite().all():
+            raise UserError(
+                "expected finite logits where an answer is sampled, found others: the weights have diverged; lower "
+                "training.learning_rate, or warm up (training.warmup_steps)"
+            )
         drawn = input_ids.shape[1] - self.width
         # Rounded, the sum of all is not 1.
         uniforms_N1 = self.uniforms_NT[:, drawn : drawn + 1] * sums_NV[:, -1:]
-        tokens_N1 = torch.searchsorted(sums_NV, uniforms_N1, right=True)
+        tokens_N1 = torch.searchsorted(sums_NV, uniforms_N1, right=True).to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens_N1, 0.0)
 
 
@@ -116,12 +124,7 @@ class TransformersEngine:
             processors: change the logits of whole batches; with them nothing is batched continuously.
         """
         is_continuous = self.options.continuous_batching and processors is None
-        with (
-            gathered_once(module),
-            token_by_token(module),
-            _evaluating(module),
-            torch.no_grad(),
-        ):
+        with gathered_once(module), token_by_token(module), _evaluating(module), torch.no_grad():
             if is_continuous:
                 repeated = [list(prompt) for prompt in prompts for _ in range(num_completions)]
                 with _seeded(seed_of(*seeds), module.device):
@@ -145,19 +148,20 @@ def _generate(
     seeds: Sequence[int],
     processors: LogitsProcessorList | None,
 ) -> list[list[int]]:
+    assert len(seeds) == len(prompts), "a seed for each prompt"
     width = max(len(prompt) for prompt in prompts)
+    steps = LogitsProcessorList(processors or [])
     if decoding.temperature:
-        processors = LogitsProcessorList(processors or [])
-        processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+        steps.append(TemperatureLogitsWarper(float(decoding.temperature)))
         if decoding.top_k is not None:
-            processors.append(TopKLogitsWarper(decoding.top_k))
-        processors.append(SeededDraw(seeds, num_completions, decoding, width, module.device))
+            steps.append(TopKLogitsWarper(decoding.top_k))
+        steps.append(SeededDraw(seeds, num_completions, decoding, width, module.device))
     ids_BT = torch.tensor([[decoding.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask_BT = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     sequences_NT = module.generate(
         input_ids=ids_BT.repeat_interleave(num_completions, dim=0).to(module.device),
         attention_mask=mask_BT.repeat_interleave(num_completions, dim=0).to(module.device),
-        logits_processor=processors,
+        logits_processor=steps,
         # Where weights are gathered for a forward, one that has nothing left to say goes on with the others.
         synced_gpus=is_divided(module),
         **_settings(decoding, draws=False),

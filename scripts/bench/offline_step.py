@@ -70,13 +70,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--quick", action="store_true", help="a narrow model and few steps: whether it runs")
-    parser.add_argument("--data", type=Path, help="hh transcripts, for their lengths; there is no bare loop then")
+    parser.add_argument(
+        "--data", type=Path, help="hh-rlhf's test.jsonl.gz, for its lengths; there is no bare loop then"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of a shared machine, with one thread")
     parser.add_argument("--batch", default="2", help="pairs of a step; several with commas (default 2)")
     parser.add_argument("--memory-of", choices=(*CONTENDERS, "whole"), help=argparse.SUPPRESS)
     for name, default in (("vocabulary", 8192), ("prompt", 256), ("response", 64), ("rounds", 10), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()
+    if options.data and not options.data.is_file():
+        parser.error(
+            f"--data: expected a file of hh-rlhf, such as harmless-base/test.jsonl.gz, found none at {options.data}"
+        )
     datasets.disable_progress_bars()
     if options.quick:
         options.vocabulary, options.prompt, options.response, options.rounds, options.steps = 512, 16, 4, 2, 2

@@ -81,6 +81,14 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: LlamaForC
     assert len({tuple(said) for said in together[0]}) > 1, "answers to one prompt are independent"
 
 
+def test_weights_that_have_diverged_draw_nothing(model: LlamaForCausalLM) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[7] = torch.nan
+    with pytest.raises(UserError, match="the weights have diverged"):
+        engine(continuous=False).answer(broken, PROMPTS, decoding(), num_completions=1, seeds=[0, 1, 2])
+
+
 def test_flex_attention_is_left_out_of_sampling(model: LlamaForCausalLM) -> None:
     """Another mask for every token would be compiled for; the same model answers by SDPA, and has its own back."""
     flex, seen = copy.deepcopy(model), []

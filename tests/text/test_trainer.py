@@ -247,6 +247,8 @@ def test_what_is_sampled_does_not_depend_on_how_a_batch_is_divided(name: str, tm
         evaluated = trainer.evaluate(question_rows(6))
         said[-1] += [evaluated["eval_loss"], evaluated["eval_kl_to_ref"]]
     assert said[0] == pytest.approx(said[1], rel=1e-4, abs=1e-6) and said[0][-1] > 0
+    with pytest.raises(UserError, match="evaluate: expected held-out rows, found none"):
+        trainer.evaluate()
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 
 
