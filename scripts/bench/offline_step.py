@@ -57,7 +57,6 @@ from alignment.data import EncodedRow, collate, encode_rows, read_rows
 from alignment.logps import score
 from alignment.tiny import tiny_tokenizer
 
-PAIRS = "preferences/hh_harmless_base_test.jsonl.gz"
 DPO = {"name": "dpo", "beta": BETA}
 CONTENDERS = ("ours", "ours_stored", "dense", "bare", "bare_stored", "trl", "trl_stored")
 # How ours computes log-probs.
