@@ -252,6 +252,32 @@ class AnchorSet:
                 target.load_state_dict(weights)
 
 
+def own_anchors(needs: Needs, *, is_fresh: bool, has_noise: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Anchors whose log-probs the policy's own forward gives: it sampled, and has not moved since.
+
+    Args:
+        needs: which anchors the loss reads.
+        is_fresh: whether they are asked for by a forward of their own.
+        has_noise: whether a forward in training has noise, as of dropout.
+
+    Returns:
+        Their names, and a line that says so, or why not, where the loss reads any.
+    """
+    behaviour = tuple(spec.name for spec in needs.anchors if isinstance(spec, Behaviour))
+    if not behaviour:
+        return (), ()
+    reasons = {
+        "scoring.behaviour: fresh": is_fresh,
+        "past a look-ahead it is another policy": needs.stages > 1,
+        "the loss reads them by token": needs.per_token,
+        "dropout: a forward in training has noise": has_noise,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None:
+        return (), (f"log-probs of the policy that sampled: from a forward of their own ({reason})",)
+    return behaviour, ("log-probs of the policy that sampled: from its next forward (it has not moved since)",)
+
+
 def _nothing() -> None:
     pass
 

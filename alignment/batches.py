@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from accelerate.state import GradientState
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from alignment.arguments import AlignmentArguments
-from alignment.data import Batch, EncodedRow, Row, collate, unpair_rows
+from alignment.data import Batch, EncodedRow, Row, collate, encode_rows, unpair_rows, with_mismatched
 from alignment.errors import UserError
 from alignment.types import Feedback, FeedbackKind, Needs
 
@@ -26,6 +26,35 @@ def rows_to_encode(rows: Sequence[Row], needs: Needs, args: AlignmentArguments) 
         return unpair_rows(rows) if needs.mismatched else tuple(rows)
     responses = tuple(args.responses or ()) if args.engine == "enumerate" else ()
     return tuple(Row(prompt=row.prompt, responses=responses, weight=row.weight, source=row.source) for row in rows)
+
+
+def encode_for(
+    needs: Needs,
+    rows: Sequence[Row] | Sequence[EncodedRow],
+    tokenizer: PreTrainedTokenizerBase,
+    args: AlignmentArguments,
+) -> tuple[EncodedRow, ...]:
+    """Rows as a method reads them; those that are encoded stay as they are.
+
+    Raises:
+        UserError: if some are encoded and others not, or something else is among them.
+    """
+    encoded = tuple(row for row in rows if isinstance(row, EncodedRow))
+    if len(encoded) < len(rows):
+        plain = tuple(row for row in rows if isinstance(row, Row))
+        if len(plain) < len(rows):
+            foreign = next(row for row in rows if not isinstance(row, Row))
+            raise UserError(
+                f"expected rows, all encoded or none, found a {type(foreign).__name__} among {len(rows)}; "
+                "alignment.data.read_rows(DATA).rows makes rows of files, data sets and lists of dicts"
+            )
+        encoded = encode_rows(
+            rows_to_encode(plain, needs, args),
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            max_completion_length=args.max_new_tokens if needs.samples_in_batches else args.max_completion_length,
+        ).rows
+    return with_mismatched(encoded) if needs.mismatched else encoded
 
 
 def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:

@@ -23,7 +23,7 @@ from transformers import (
     TrainerControl,
 )
 
-from alignment.anchors import AnchorSet, FrozenPolicy
+from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
 from alignment.arguments import AlignmentArguments
 from alignment.batches import (
     Collator,
@@ -33,16 +33,9 @@ from alignment.batches import (
     check_context,
     check_feedback,
     counted_once,
-    rows_to_encode,
+    encode_for,
 )
-from alignment.data import (
-    Batch,
-    EncodedRow,
-    Row,
-    encode_rows,
-    stop_token_ids,
-    with_mismatched,
-)
+from alignment.data import Batch, EncodedRow, Row, stop_token_ids
 from alignment.errors import UserError
 from alignment.evaluation import ReferenceMatch
 from alignment.functional import preference_metrics
@@ -83,7 +76,7 @@ from alignment.stages import (
     sample_metrics,
 )
 from alignment.store import store_folder, with_stored_anchors
-from alignment.types import Behaviour, LossInputs, LossOutput, Measure, Method, Oracle
+from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
 from alignment.weights import TrainableWeights
 
 logger = logging.getLogger(__name__)
@@ -188,9 +181,9 @@ class PreferenceTrainer(ResumableTrainer):
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
-        train_rows = self._encode(train_dataset, processing_class, args)
+        train_rows = encode_for(self.needs, train_dataset, processing_class, args)
         check_feedback(train_rows, self.needs)
-        eval_rows = self._encode(eval_dataset, processing_class, args) if eval_dataset else ()
+        eval_rows = encode_for(self.needs, eval_dataset, processing_class, args) if eval_dataset else ()
         if self.is_online and args.engine == "transformers":
             check_context((*train_rows, *eval_rows), model.config, max_new_tokens=args.max_new_tokens)
         super().__init__(
@@ -226,7 +219,10 @@ class PreferenceTrainer(ResumableTrainer):
             self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
         self._rolled: list[Annotated] = []
-        self._own_anchors = self._choose_own_anchors()
+        self._own_anchors, reason = own_anchors(
+            self.needs, is_fresh=self.args.scoring_behaviour == "fresh", has_noise=has_dropout(self.model)
+        )
+        self.notes += reason
         self._means = {"train": Means(), "eval": Means()}
 
     @property
@@ -262,23 +258,6 @@ class PreferenceTrainer(ResumableTrainer):
             lora_rank=lora_rank(self.model),
             num_processes=self.args.world_size,
         )
-
-    def _choose_own_anchors(self) -> tuple[str, ...]:
-        """Anchors whose log-probs the policy's own forward gives: it sampled, and has not moved since. Says why."""
-        behaviour = tuple(spec.name for spec in self.needs.anchors if isinstance(spec, Behaviour))
-        reasons = {
-            "scoring.behaviour: fresh": self.args.scoring_behaviour == "fresh",
-            "past a look-ahead it is another policy": self.needs.stages > 1,
-            "the loss reads them by token": self.needs.per_token,
-            "dropout: a forward in training has noise": has_dropout(self.model),
-        }
-        reason = next((reason for reason, holds in reasons.items() if holds), None)
-        own = behaviour if reason is None else ()
-        if own:
-            self.notes += ("log-probs of the policy that sampled: from its next forward (it has not moved since)",)
-        elif behaviour:
-            self.notes += (f"log-probs of the policy that sampled: from a forward of their own ({reason})",)
-        return own
 
     def _make_anchors(
         self,
@@ -409,26 +388,6 @@ class PreferenceTrainer(ResumableTrainer):
         if method is None or isinstance(method, str):
             raise UserError(f"expected method={{'name': {method or '...'!r}, ...}}, got {method!r}")
         return build_method(method) if isinstance(method, Mapping) else method
-
-    def _encode(
-        self, rows: Sequence[Row] | Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase, args: AlignmentArguments
-    ) -> tuple[EncodedRow, ...]:
-        encoded = tuple(row for row in rows if isinstance(row, EncodedRow))
-        if len(encoded) < len(rows):
-            plain = tuple(row for row in rows if isinstance(row, Row))
-            if len(plain) < len(rows):
-                foreign = next(row for row in rows if not isinstance(row, Row))
-                raise UserError(
-                    f"expected rows, all encoded or none, found a {type(foreign).__name__} among {len(rows)}; "
-                    "alignment.data.read_rows(DATA).rows makes rows of files, data sets and lists of dicts"
-                )
-            encoded = encode_rows(
-                rows_to_encode(plain, self.needs, args),
-                tokenizer,
-                max_prompt_length=args.max_prompt_length,
-                max_completion_length=args.max_new_tokens if self.is_online else args.max_completion_length,
-            ).rows
-        return with_mismatched(encoded) if self.needs.mismatched else encoded
 
     # Batches ---------------------------------------------------------------------------------------------------------
 
@@ -685,7 +644,9 @@ class PreferenceTrainer(ResumableTrainer):
         """
         started = time.perf_counter()
         is_own = eval_dataset is None or eval_dataset is self.eval_dataset
-        rows = self.eval_dataset if is_own else EncodedRows(self._encode(eval_dataset, self._tokenizer(), self.args))
+        rows: Any = self.eval_dataset
+        if not is_own:
+            rows = EncodedRows(encode_for(self.needs, eval_dataset, self._tokenizer(), self.args))
         if not isinstance(rows, EncodedRows):
             raise UserError("evaluate: expected held-out rows, found none; give eval_dataset, here or to the trainer")
         self.model.eval()
