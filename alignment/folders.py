@@ -167,8 +167,11 @@ _BESIDE = re.compile(
     r"resume_from_checkpoint|disable_tqdm|report_to|run_name|push_to_hub|per_device_eval_batch_size"
     r"|(logging|eval|save|hub|dataloader(?!_drop_last))_\w+"
 )
-# What may differ besides between a run and its continuation: where it is, and how long it takes.
-_FREE = re.compile(r"output_dir|schedule\.rounds|evaluation\..+|training\.(max_steps|num_train_epochs)")
+# What may differ besides between a run and its continuation: where it is, how long it takes, and how it is computed.
+_FREE = re.compile(
+    r"output_dir|schedule\.rounds|evaluation\..+|training\.(max_steps|num_train_epochs)"
+    r"|data\.cache|anchors\.store|scoring\..+"
+)
 # How a launch divides an effective batch; where its size is compared, this may differ.
 _DIVISION = ("per_device_train_batch_size", "gradient_accumulation_steps")
 

@@ -124,8 +124,9 @@ class Player:
 
     def answers(self, number: int) -> Artefact:
         """What the policy says at the start of a round."""
-        tree = self._tree
-        made_by: dict[str, Any] = {"data": tree["data"], "sampling": tree["sampling"], "seed": self.recipe.seed}
+        # Whether tokens are cached decides nothing.
+        data = {key: value for key, value in self._tree["data"].items() if key != "cache"}
+        made_by: dict[str, Any] = {"data": data, "sampling": self._tree["sampling"], "seed": self.recipe.seed}
         made_by["content of the prompts"] = self._prompts_digest
         if self.recipe.schedule.prompts == "split":
             made_by["prompts"] = {"of": "split", "rounds": self.recipe.schedule.rounds}
@@ -166,7 +167,6 @@ class Player:
                 "policy": self._start_of(number, index).fingerprint,
                 "method": self.recipe.method,
                 "training": deciding_training(training, batches_are_compared=True),
-                "anchors": self._tree["anchors"],
             }
             if training.get("load_best_model_at_end"):
                 # Else an evaluation only looks, and a checkpoint is gone afterwards.
