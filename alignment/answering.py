@@ -28,7 +28,7 @@ from alignment.generation.chat import ChatServer
 from alignment.generation.http import read_key
 from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
-from alignment.rounds import answer_prompts
+from alignment.rounds import answered_chunks
 from alignment.sample import Answered, model_outputs
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
@@ -122,23 +122,22 @@ def sample_answers(
     """
     partial = artefact.path.with_name(_PARTIAL.format(stem=_stem(artefact), part=part.replace(" ", "-")))
     size = _CHUNK[spec.engine] if player.server is None else _SERVER_CHUNK
-    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     seeds = seeds_of(len(rows), seed, player.identity["version"], part)
-    done = _read_partial(partial)
-    left = parts[len(done) :]
+    done = [group for chunk in _read_partial(partial) for group in chunk]
     what = f"{part} of {player.name}"
-    if left:
-        progress(what, left[0].start, len(rows))
-        for groups in (_sample_here if player.server is None else _sample_there)(player, rows, spec, left, seeds):
-            done.append(groups)
+    if len(done) < len(rows):
+        progress(what, len(done), len(rows))
+        ask = _sample_here if player.server is None else _sample_there
+        for groups in ask(player, rows[len(done) :], spec, seeds[len(done) :], size):
+            done += groups
             with partial.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(groups) + "\n")
-            progress(what, min(len(done) * size, len(rows)), len(rows))
-    if left and player.model is not None:
-        # One model in memory at a time.
-        gc.collect()
-        torch.cuda.empty_cache()
-    return [group for chunk in done for group in chunk]
+            progress(what, len(done), len(rows))
+        if player.model is not None:
+            # One model in memory at a time.
+            gc.collect()
+            torch.cuda.empty_cache()
+    return done
 
 
 def written_answers(
@@ -198,8 +197,9 @@ def _stem(artefact: Artefact) -> str:
 
 
 def _sample_here(
-    player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Sequence[slice], seeds: Sequence[int]
+    player: Player, rows: Sequence[Row], spec: DecodingSpec, seeds: Sequence[int], size: int
 ) -> Iterator[list[list[str]]]:
+    """Answers to so many prompts at a time."""
     assert player.model is not None
     encoded = _encode(player.name, player.model, rows)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,23 +213,17 @@ def _sample_here(
             max_new_tokens=spec.max_new_tokens,
             engine=engine,
         )
-        for part in parts:
-            answered = answer_prompts(
-                policy,
-                encoded[part],
-                num_completions=spec.num_completions,
-                batch_size=_CHUNK[spec.engine],
-                seeds=seeds[part],
-            )
-            yield [list(item.row.responses) for item in answered]
+        chunks = answered_chunks(policy, encoded, num_completions=spec.num_completions, batch_size=size, seeds=seeds)
+        for chunk in chunks:
+            yield [list(item.row.responses) for item in chunk]
 
 
 def _sample_there(
-    player: Player, rows: Sequence[Row], spec: DecodingSpec, parts: Sequence[slice], seeds: Sequence[int]
+    player: Player, rows: Sequence[Row], spec: DecodingSpec, seeds: Sequence[int], size: int
 ) -> Iterator[list[list[str]]]:
     assert player.server is not None
     with closing(ChatServer(player.server)) as server:
-        for part in parts:
+        for part in (slice(start, start + size) for start in range(0, len(rows), size)):
             yield server.answer(
                 [row.prompt for row in rows[part]],
                 temperature=spec.temperature,

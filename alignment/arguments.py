@@ -87,6 +87,8 @@ class AlignmentArguments(TrainingArguments):
         if not torch.cuda.is_available():
             self.use_cpu = True
         super().__post_init__()
+        # Several in one process would be DataParallel's, which divides batches that it does not understand.
+        self._n_gpu = min(self.n_gpu, 1)
 
     @property
     def effective_batch(self) -> int:

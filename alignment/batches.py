@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from alignment.arguments import AlignmentArguments
 from alignment.data import Batch, EncodedRow, Row, collate, encode_rows, unpair_rows, with_mismatched
 from alignment.errors import UserError
+from alignment.ranks import Ranks
 from alignment.types import Feedback, FeedbackKind, Needs
 
 
@@ -78,17 +79,20 @@ def check_feedback(rows: Sequence[EncodedRow], needs: Needs) -> None:
         raise UserError(f"the method learns from {what}, and none of the {len(rows)} training rows has any; {advice}")
 
 
-def counted_once(batch: Batch, state: GradientState, *, index: int) -> Batch:
+def counted_once(batch: Batch, state: GradientState, *, num_rows: int, ranks: Ranks) -> Batch:
     """A batch in which rows weigh nothing that Accelerate repeats, where an epoch ends between two processes.
 
     Args:
-        batch: of a process, the latest of a data loader.
-        state: Accelerate's, which knows how many rows the last batch of all processes has.
-        index: of the process.
+        batch: of a process, the latest of a data loader that leaves no row out.
+        state: Accelerate's, which knows whether it was the last one; its own count of what is left is gone where a
+            resumed epoch skips batches.
+        num_rows: of the data set.
+        ranks: the processes that share it.
     """
-    if not state.end_of_dataloader or state.remainder <= 0:
+    left = num_rows % (len(batch.rows) * ranks.count)
+    if ranks.count == 1 or not state.end_of_dataloader or not left:
         return batch
-    own = state.remainder - index * len(batch.rows)
+    own = left - ranks.index * len(batch.rows)
     is_own_B = torch.arange(len(batch.rows), device=batch.row_weight_B.device) < own
     return replace(batch, row_weight_B=batch.row_weight_B * is_own_B)
 

@@ -15,7 +15,8 @@ from accelerate import PartialState
 from alignment.errors import UserError
 
 STATE_FILE = "alignment_state.pt"
-"""Slow targets and weights of groups. Written last and renamed into place: a checkpoint that has it is whole."""
+"""What a run continues besides weights, optimizer and random numbers. Written last and renamed into place: a checkpoint
+that has it is whole."""
 
 
 def last_checkpoint(folder: str | Path, *, written_last: str = STATE_FILE) -> Path:

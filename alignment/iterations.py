@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallback, TrainerControl, TrainerState
 
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
@@ -21,7 +21,8 @@ def count_steps(args: AlignmentArguments, steps: int) -> AlignmentArguments:
     args = copy.copy(args)
     for name in ("max_steps", "logging_steps", "eval_steps", "save_steps", "eval_delay"):
         value = vars(args)[name]
-        if value is not None and value >= 1:
+        counts_epochs = name == "eval_delay" and args.eval_strategy == IntervalStrategy.EPOCH
+        if value is not None and value >= 1 and not counts_epochs:
             setattr(args, name, value * steps)
     return args
 

@@ -180,13 +180,14 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
                 )
             for player in players:
                 player.engine = engine
-        judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+        spec = recipe.evaluation.oracle if evaluates and recipe.evaluation is not None else None
+        judge = None if spec is None else build_oracle(spec, args.device, accounts)
         for player in players:
             assert player.recipe.oracle is not None
             if "judge" in stages or (evaluates and judge is None):
                 player.oracle = build_oracle(player.recipe.oracle, args.device, accounts)
             if evaluates:
-                player.judge = player.oracle if judge is None else build_oracle(judge, args.device, accounts)
+                player.judge = player.oracle if judge is None else judge
 
     def claim() -> None:
         ranks.wait()

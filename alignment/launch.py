@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import DeepSpeedPlugin
+from torch import nn
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from alignment.errors import UserError
-from alignment.types import Needs
+from alignment.types import Ema, Needs
 
 
 def uses_deepspeed(training: Mapping[str, Any]) -> bool:
@@ -63,6 +66,44 @@ def keep_optimizer(plugin: DeepSpeedPlugin) -> None:
     Accelerate would put DeepSpeed's own Adam in its place there, and with it the look-ahead would be gone.
     """
     plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+
+
+def check_precision(model: nn.Module, needs: Needs, args: TrainingArguments, *, keeps_average: bool) -> None:
+    """Refuse weights so coarse that what is added to them is lost.
+
+    A weight of 0.02 has neighbours 6e-5 to 1.2e-4 away in bfloat16, and a step of Adam is as large as its learning
+    rate: at 1e-6 nearly all of them round to nothing, and in silence. DeepSpeed and FSDP step weights in float32 that
+    they keep for it. What a slow target or an average moves by is smaller still, and nobody keeps float32 for those.
+
+    Args:
+        model: the policy, as it was loaded.
+        needs: of the method.
+        args: of the training.
+        keeps_average: whether an average of the weights is kept.
+
+    Raises:
+        UserError: saying what is lost, and what to change.
+    """
+    coarse = [p for p in model.parameters() if p.requires_grad and p.is_floating_point() and p.dtype.itemsize < 4]
+    if not coarse:
+        return
+    precision = str(coarse[0].dtype).removeprefix("torch.")
+    advice = "expected float32; training.bf16: true computes in bfloat16 all the same"
+    if keeps_average or any(isinstance(spec, Ema) and spec.decay > 0 for spec in needs.anchors):
+        what = "an average" if keeps_average else "a slow target"
+        raise UserError(f"policy.dtype: {advice}; of {precision} weights {what} would lose what it moves by")
+    typical = float(max(coarse, key=torch.Tensor.numel).detach().abs().float().mean())
+    # At most half the distance to the nearest neighbour: a smaller step rounds to none.
+    smallest = torch.finfo(coarse[0].dtype).eps * typical / 4
+    keeps_float32 = args.deepspeed_plugin is not None or _is_asked("ACCELERATE_USE_FSDP")
+    # AnyPrecision's Adam sums up what rounding leaves.
+    is_adam = "adam" in OptimizerNames(args.optim).value and args.optim != OptimizerNames.ADAMW_ANYPRECISION
+    if is_adam and not keeps_float32 and 0 < args.learning_rate < smallest:
+        raise UserError(
+            f"policy.dtype: {advice}; steps of {args.learning_rate:g} (training.learning_rate) are lost in {precision} "
+            f"weights, which are about {typical:.1g} and take none below {smallest:.0e}; or train an adapter "
+            "(policy.lora), or under DeepSpeed"
+        )
 
 
 def check_launch(args: TrainingArguments) -> None:

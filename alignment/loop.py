@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,7 @@ def annotate(recipe: Recipe) -> None:
         if recipe.samples_in_rounds:
             iterative.run_stage(recipe, "annotate", accounts)
         else:
-            _set_up(recipe, accounts).trainer.args.ranks.part()
+            _set_up(recipe, accounts, trains=False).trainer.args.ranks.part()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,8 @@ class _Setup:
     is_first: bool
 
 
-def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
+def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
+    """Everything before the first step; where nothing is trained nobody is asked, and no file of the run is begun."""
     method = recipe.build_method()
     if uses_deepspeed(recipe.training):
         check_deepspeed(on_cpu=not torch.cuda.is_available())
@@ -119,7 +119,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     folder = Path(recipe.output_dir)
     checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
     check_begins_or_continues(folder, checkpoint, recipe.to_yaml(), batches_are_compared=True)
-    oracle = None if recipe.oracle is None else build_oracle(recipe.oracle, args.device, accounts)
+    oracle = build_oracle(recipe.oracle, args.device, accounts) if trains and recipe.oracle is not None else None
     set_seed(recipe.seed)
     data = prepare_data(
         recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
@@ -132,10 +132,10 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
         _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
-    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+    judge = recipe.evaluation.oracle if trains and recipe.evaluation is not None else None
     if recipe.evaluation is not None and not eval_set:
         raise UserError("evaluation: expected held-out prompts, found none; raise data.eval_fraction")
-    if is_first:
+    if is_first and trains:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
     trainer = _announced(
@@ -161,15 +161,14 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
 
 
 def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
-    setup = _set_up(recipe, accounts)
+    setup = _set_up(recipe, accounts, trains=True)
     trainer, checkpoint, console = setup.trainer, setup.checkpoint, setup.console
     folder, has_held_out = Path(recipe.output_dir), trainer.eval_dataset is not None
     before = trainer.evaluate() if has_held_out else {}
     if checkpoint is not None:
         console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
-    started, evaluated = time.perf_counter(), trainer.evaluation_seconds
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = time.perf_counter() - started - (trainer.evaluation_seconds - evaluated)
+    seconds = trainer.training_seconds()
     after = trainer.evaluate() if has_held_out else {}
     ranks = trainer.args.ranks
     met = () if trainer.match is None else ranks.gather(trainer.match.last)
@@ -179,11 +178,12 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     if trainer.average is not None:
         with trainer.average.in_place(trainer.model):
             trainer.engine.refresh()
-            averaged = _without_prefix(trainer.evaluate()) if has_held_out else {}
+            # Under a name of its own: it is no point of the policy's curve.
+            averaged = trainer.evaluate(metric_key_prefix="average") if has_held_out else {}
             trainer.save_model(str(folder / "average"))
     # Processes add theirs up.
     oracle_calls = trainer.count_oracle_calls()
-    before, after = _without_prefix(before), _without_prefix(after)
+    before, after, averaged = _without_prefix(before), _without_prefix(after), _without_prefix(averaged)
     result = RunResult(folder=folder, model_folder=model_folder, before=before, after=after)
     if setup.is_first:
         write_summary(folder, before=before, after=after, average=averaged, seconds=seconds, oracle_calls=oracle_calls)
@@ -235,7 +235,7 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
 
 
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    return {name.removeprefix("eval_").removeprefix("average_"): value for name, value in metrics.items()}
 
 
 def _checkpoint(asked: str | None, folder: Path) -> Path | None:

@@ -10,17 +10,15 @@ class Means:
     """Weighted means of named figures, until they are taken."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
+        # Tensors where they came from: a number of each would be waited for in every step.
+        self._sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor], weights_B: Tensor) -> None:
         """Figures of prompts, [B] each; one that is nan does not count."""
         for name, value_B in values.items():
-            total, weight = self._sums.get(name, (0.0, 0.0))
-            counted = weights_B * ~value_B.isnan()
-            self._sums[name] = (
-                total + float((counted * value_B.nan_to_num()).sum()),
-                weight + float(counted.sum()),
-            )
+            counted_B = weights_B * ~value_B.isnan()
+            pair = torch.stack([(counted_B * value_B.nan_to_num()).sum(), counted_B.sum()]).detach().double()
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def take(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """All means since the last call.
@@ -31,5 +29,5 @@ class Means:
         names = sorted(self._sums)
         if not names:
             return {}
-        sums = total(torch.tensor([self._sums.pop(name) for name in names], dtype=torch.float32))
+        sums = total(torch.stack([self._sums.pop(name) for name in names]).float())
         return dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))

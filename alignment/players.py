@@ -4,6 +4,7 @@ A round goes answers -> preferences -> one model for each fit of the method; the
 made an artefact is a function of the round alone, so that each stage can be done, skipped or refused by itself.
 """
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from alignment.policies import CausalLMPolicy
 from alignment.ranks import Ranks
 from alignment.round_models import RoundModels
 from alignment.rounds import answer_prompts, compare_answers
-from alignment.seeds import seeds_of
+from alignment.seeds import seed_of, seeds_of
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
 from alignment.weights import TrainableWeights
@@ -162,7 +163,7 @@ class Player:
 
         def make() -> tuple[Path, dict[str, Any]]:
             training = self.recipe.training
-            made_by = {
+            made_by: dict[str, Any] = {
                 "preferences": self.preferences(number).fingerprint,
                 "policy": self._start_of(number, index).fingerprint,
                 "method": self.recipe.method,
@@ -253,6 +254,9 @@ class Player:
                 self.ranks.wait()
         # So do others.
         self.ranks.wait()
+        # A trainer and its callbacks know each other: its models would stay beside those of the next stage.
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def check_before(self, number: int, stage: str) -> None:
         """What a stage that runs by itself expects.
@@ -379,7 +383,10 @@ class Player:
         recipe, folder = self.recipe, self.fit(number, index).path.parent
         # The average is over rounds. Building arguments resets the state of Accelerate: never beside a trainer.
         args = build_arguments(recipe.model_copy(update={"average": None}), output_dir=str(folder))
-        policy = self._models.begin(self._start_of(number, index), number)
+        # Each fit in an order of its own: one that ends within an epoch would read the same prompts as that before.
+        order = recipe.seed if args.data_seed is None else args.data_seed
+        args.data_seed = seed_of(order, "order", number, index) % 2**32
+        policy = self._models.begin(self._start_of(number, index))
         return PreferenceTrainer(
             model=policy,
             # The base model without its adapter is the reference of an adapter.
@@ -412,9 +419,8 @@ class Player:
         if index == 0:
             for note in (f"policy: {trainer.describe()}", *trainer.notes):
                 self._say(number, note)
-        started = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        seconds = time.perf_counter() - started - trainer.evaluation_seconds
+        seconds = trainer.training_seconds()
         metrics = _losses(trainer)
         if self.held_out:
             metrics |= {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
@@ -436,7 +442,7 @@ class Player:
 
     def _average(self, rounds: int, decay: float) -> dict[str, float]:
         """The average of the models of all rounds, the start among them, and its exact figures."""
-        model = self._models.begin(self._start_of(1, 0), 1)
+        model = self._models.begin(self.start())
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
             model = self._models.load(self.policy_after(number))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,14 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         iteration_steps: optimizer steps of one; checkpoints stand between iterations. Set before ``super().__init__``.
+        evaluation_seconds: spent in evaluations so far.
     """
 
     args: AlignmentArguments
     iteration_steps: int
+    evaluation_seconds: float = 0.0
+    # When training would have begun if nothing else had taken time: earlier launches count, evaluations do not.
+    _began: float | None = None
 
     @abstractmethod
     def state_beside_weights(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class ResumableTrainer(Trainer):
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **trainer_options: Any) -> Any:
-        """Train; with ``resume_from_checkpoint`` the slow targets continue as well as the policy.
+        """Train; with ``resume_from_checkpoint`` all that :meth:`state_beside_weights` speaks of continues as well.
 
         Args:
             resume_from_checkpoint: a folder, or true for the last whole checkpoint in ``args.output_dir``.
@@ -83,6 +88,7 @@ class ResumableTrainer(Trainer):
             UserError: if there is no whole checkpoint.
             BudgetError: where the oracle's budget ends; on one process a checkpoint of the last iteration is left.
         """
+        self._began = time.perf_counter() - self.evaluation_seconds
         if not resume_from_checkpoint:
             return self._train_within_budget(trainer_options)
         if resume_from_checkpoint is True:
@@ -99,7 +105,13 @@ class ResumableTrainer(Trainer):
             join_parts(Path(resume_from_checkpoint), saved.num_processes)
             self.args.deepspeed_plugin.hf_ds_config.config["checkpoint"] = {"load_universal": True}
         self.load_beside_weights(state)
+        self._began -= state["seconds"]
         return self._train_within_budget({**trainer_options, "resume_from_checkpoint": resume_from_checkpoint})
+
+    def training_seconds(self) -> float:
+        """Of sampling, judging and training so far, in all launches of the run, without evaluations."""
+        assert self._began is not None
+        return time.perf_counter() - self._began - self.evaluation_seconds
 
     def _train_within_budget(self, trainer_options: Mapping[str, Any]) -> Any:
         try:
@@ -138,8 +150,8 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         beside = self.state_beside_weights()
         if self.args.should_save:
-            has_optimizer = {"has_optimizer": not self.args.save_only_model}
-            save_state(folder, beside | has_optimizer | dataclasses.asdict(self._division))
+            beside |= {"has_optimizer": not self.args.save_only_model, "seconds": self.training_seconds()}
+            save_state(folder, beside | dataclasses.asdict(self._division))
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=limit,

@@ -37,12 +37,9 @@ class RoundModels:
             return load_causal_model(str(policy.path), self._spec).to(self._device)
         return PeftModel.from_pretrained(self._base(), str(policy.path), is_trainable=True).to(self._device)
 
-    def begin(self, policy: Artefact, number: int) -> Any:
-        """What a fit of a round begins with: the model, with a new adapter where the recipe trains one and it has none.
-
-        The round decides the seed of the adapter's weights, and of the training.
-        """
-        set_seed(self._seed + number)
+    def begin(self, policy: Artefact) -> Any:
+        """What a fit begins with: the model, with a new adapter where the recipe trains one and it has none."""
+        set_seed(self._seed)
         model, lora = self.load(policy), self._spec.lora
         if lora is None or isinstance(model, PeftModel):
             return model

@@ -37,7 +37,7 @@ def answer_prompts(
     seeds: Sequence[int],
     ranks: Ranks = ALONE,
 ) -> tuple[EncodedRow, ...]:
-    """Answers of the policy, not compared yet.
+    """Answers of the policy, not compared yet; those of :func:`answered_chunks` at once, by several processes.
 
     Args:
         policy: who answers.
@@ -47,19 +47,34 @@ def answer_prompts(
         seeds: one for each prompt.
         ranks: the processes that share the prompts; each gets all answers.
     """
-
-    def answer(chunk: Sequence[EncodedRow], seeds: Sequence[int]) -> list[EncodedRow]:
-        batch = collate(chunk, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)
-        answers = policy.sample_by_seeds(prompts_only(batch), num_completions=num_completions, seeds=seeds)
-        rows = []
-        for b, (item, texts) in enumerate(zip(chunk, policy.texts(answers), strict=True)):
-            row = replace(item.row, responses=tuple(texts), comparisons=(), scores=None, panel=())
-            rows.append(EncodedRow(prompt_ids=item.prompt_ids, completion_ids=_token_ids(answers, b), row=row))
-        return rows
-
     chunks = list(zip(_chunks(prompts, batch_size), _chunks(seeds, batch_size), strict=True))
-    answered = ranks.gather([(n, answer(*chunk)) for n, chunk in ranks.own(chunks)])
+    answered = ranks.gather([(n, _answer(policy, *chunk, num_completions)) for n, chunk in ranks.own(chunks)])
     return tuple(row for rows in answered for row in rows)
+
+
+def answered_chunks(
+    policy: CausalLMPolicy,
+    prompts: Sequence[EncodedRow],
+    *,
+    num_completions: int,
+    batch_size: int,
+    seeds: Sequence[int],
+) -> Iterator[list[EncodedRow]]:
+    """The answers of :func:`answer_prompts` as they come, for whoever shows or keeps them meanwhile."""
+    for chunk, own in zip(_chunks(prompts, batch_size), _chunks(seeds, batch_size), strict=True):
+        yield _answer(policy, chunk, own, num_completions)
+
+
+def _answer(
+    policy: CausalLMPolicy, prompts: Sequence[EncodedRow], seeds: Sequence[int], num_completions: int
+) -> list[EncodedRow]:
+    batch = collate(prompts, pad_token_id=int(policy.tokenizer.pad_token_id)).to(policy.model.device)
+    answers = policy.sample_by_seeds(prompts_only(batch), num_completions=num_completions, seeds=seeds)
+    rows = []
+    for b, (item, texts) in enumerate(zip(prompts, policy.texts(answers), strict=True)):
+        row = replace(item.row, responses=tuple(texts), comparisons=(), scores=None, panel=())
+        rows.append(EncodedRow(prompt_ids=item.prompt_ids, completion_ids=_token_ids(answers, b), row=row))
+    return rows
 
 
 Pairs = tuple[Comparison, ...]

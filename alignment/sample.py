@@ -19,7 +19,7 @@ from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.preparation import read_source
-from alignment.rounds import answer_prompts
+from alignment.rounds import answered_chunks
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, run_data
 
@@ -119,17 +119,10 @@ def sample(
         )
         seeds = seeds_of(len(rows), seed, _digest(module))
         texts: list[tuple[str, ...]] = []
-        for start in range(0, len(rows), _BATCH):
-            progress(what, start, len(rows))
-            answered = answer_prompts(
-                policy,
-                rows[start : start + _BATCH],
-                num_completions=num_completions,
-                batch_size=_BATCH,
-                seeds=seeds[start : start + _BATCH],
-            )
-            texts += [item.row.responses for item in answered]
-        progress(what, len(rows), len(rows))
+        progress(what, 0, len(rows))
+        for chunk in answered_chunks(policy, rows, num_completions=num_completions, batch_size=_BATCH, seeds=seeds):
+            texts += [item.row.responses for item in chunk]
+            progress(what, len(texts), len(rows))
         return texts
 
     # One after the other, so that one model is in memory at a time.

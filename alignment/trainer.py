@@ -52,7 +52,7 @@ from alignment.iterations import (
     count_steps,
     per_iteration,
 )
-from alignment.launch import check_deepspeed, check_launch, check_stages, keep_optimizer
+from alignment.launch import check_deepspeed, check_launch, check_precision, check_stages, keep_optimizer
 from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.metrics import Means
@@ -149,7 +149,6 @@ class PreferenceTrainer(ResumableTrainer):
         self.measures = tuple(measures)
         # What the oracle has been asked for training, by this process.
         self.num_questions = 0
-        self.evaluation_seconds = 0.0
         if processing_class is None:
             raise UserError("expected processing_class=tokenizer, got None")
         if not isinstance(model, PreTrainedModel | PeftModel):
@@ -171,7 +170,7 @@ class PreferenceTrainer(ResumableTrainer):
             if self.needs.stages > 1:
                 keep_optimizer(args.deepspeed_plugin)
         self.sampling = args.sampling()
-        self._check_engine(args)
+        self._check_engine(args, engine)
         if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
             raise UserError(
                 f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
@@ -181,6 +180,7 @@ class PreferenceTrainer(ResumableTrainer):
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
+        check_precision(model, self.needs, args, keeps_average=args.average_decay is not None)
         train_rows = encode_for(self.needs, train_dataset, processing_class, args)
         check_feedback(train_rows, self.needs)
         eval_rows = encode_for(self.needs, eval_dataset, processing_class, args) if eval_dataset else ()
@@ -240,7 +240,12 @@ class PreferenceTrainer(ResumableTrainer):
     def _count_questions(self) -> int:
         return int(self._total(torch.tensor(self.num_questions)))
 
-    def _check_engine(self, args: AlignmentArguments) -> None:
+    def _check_engine(self, args: AlignmentArguments, engine: Engine | None) -> None:
+        if engine is not None and not engine.takes_weights:
+            raise UserError(
+                f"engine: expected one that samples from the policy's own weights, got {type(engine).__name__}, whose "
+                "server knows nothing of the policy that is trained"
+            )
         if self.is_online:
             check_engine(args.engine, args.engine_options)
             refusal = engine_refusal(args.engine, self.needs)
@@ -374,8 +379,7 @@ class PreferenceTrainer(ResumableTrainer):
             stop_token_ids=self._stop_token_ids,
             temperature=self.args.win_rate_temperature,
             max_new_tokens=self.args.win_rate_max_new_tokens or longest,
-            # A server that keeps its weights does not know the policy that is trained.
-            engine=self.engine if self.engine.takes_weights else None,
+            engine=self.engine,
         )
 
     def _resolve_method(self, method: Method | Mapping[str, Any] | None, options: Mapping[str, Any] | None) -> Method:
@@ -417,7 +421,7 @@ class PreferenceTrainer(ResumableTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # A staged epoch has whole batches only.
         if batches and self.iteration_steps == 1:
-            batches[-1] = {"batch": self._counted_once(batches[-1]["batch"])}
+            batches[-1] = {"batch": self._counted_once(batches[-1]["batch"], self.train_dataset)}
         if self.step_in_iteration == 0 or self.needs.stages > 1:
             asked_before = num_questions(self.oracle)
             purpose = f"step {self.state.global_step}"
@@ -442,8 +446,10 @@ class PreferenceTrainer(ResumableTrainer):
         ]
         return inputs, total
 
-    def _counted_once(self, batch: Batch) -> Batch:
-        return counted_once(batch, self.accelerator.gradient_state, index=self.args.process_index)
+    def _counted_once(self, batch: Batch, rows: Any) -> Batch:
+        if self.args.dataloader_drop_last:
+            return batch
+        return counted_once(batch, self.accelerator.gradient_state, num_rows=len(rows), ranks=self.args.ranks)
 
     def _seeds(self, batch: Batch, purpose: str) -> list[int]:
         """One for each prompt, in whatever batch and process: divided otherwise, or resumed, a run samples alike."""
@@ -654,7 +660,7 @@ class PreferenceTrainer(ResumableTrainer):
         kls: list[Tensor] = []
         together = self.args.eval_batch_size * self.args.world_size
         for inputs in self.get_eval_dataloader(rows):
-            batch = self._counted_once(inputs["batch"])
+            batch = self._counted_once(inputs["batch"], rows)
             with torch.no_grad():
                 if "ref" in self.anchors.names and len(kls) * together < _KL_PROMPTS:
                     kls.append(self._kl_to_ref(batch))

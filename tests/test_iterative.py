@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from alignment import loop, players
+from alignment import iterative, loop, players
 from alignment.config import load_recipe
 from alignment.errors import UserError
 from alignment.folders import RunResult
@@ -119,6 +119,25 @@ def test_the_same_batch_may_be_divided_and_computed_otherwise(finished: Path, tm
     assert answers[0] == answers[1]
     one, other = (weights(tmp_path / name, 4) for name in ("as before", "divided"))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_each_round_reads_its_prompts_in_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds that end within an epoch would all train on the same prompts otherwise; a fit done again does the same."""
+    orders: list[list[str]] = []
+
+    class Watched(players.PreferenceTrainer):
+        def train(self, *arguments: Any, **options: Any) -> Any:
+            batches = (inputs["batch"] for inputs in self.get_train_dataloader())
+            orders.append([row.source for batch in batches for row in batch.rows])
+            return super().train(*arguments, **options)
+
+    monkeypatch.setattr(players, "PreferenceTrainer", Watched)
+    for folder in ("one", "again"):
+        run("inpo", tmp_path / folder, "schedule.rounds=2")
+    assert orders[:2] == orders[2:] and len(orders[0]) > 8
+    common = set(orders[0]) & set(orders[1])
+    first, second = ([source for source in order if source in common] for order in orders[:2])
+    assert first != second
 
 
 def test_what_picks_the_best_model_decides_it(tmp_path: Path) -> None:
@@ -289,6 +308,15 @@ def test_players_with_one_oracle_equal_a_single_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6)
 
 
+def test_players_share_whoever_judges_held_out_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, built = iterative.build_oracle, []
+    monkeypatch.setattr(iterative, "build_oracle", lambda spec, *rest: built.append(spec["rule"]) or build(spec, *rest))
+    evaluation = "evaluation={oracle: {kind: rule, rule: shorter, flip: 0.1}, max_new_tokens: 4}"
+    overrides = (*PLAYERS[:2], "schedule.rounds=1", evaluation)
+    run("mnpo", tmp_path, *overrides, players_of(LONGER, LONGER))
+    assert sorted(built) == ["shorter", *["tests.test_iterative:longer"] * 2]
+
+
 def test_players_with_two_oracles_part(tmp_path: Path) -> None:
     run("mnpo", tmp_path, *PLAYERS, players_of(SHORTER, LONGER))
     first, second = (load_file(tmp_path / player / "final" / "model.safetensors") for player in ("a", "b"))
@@ -336,6 +364,19 @@ def test_annotate_stores_what_training_reads(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("alignment.store._score", fail)
     loop.run_stage(recipe, "train")
     assert (tmp_path / "run" / "round-1" / "model").exists()
+
+
+def test_annotate_leaves_a_finished_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stores log-probs, and neither asks nor answers anything, nor begins the run's files anew."""
+    monkeypatch.setenv("ALIGNMENT_CACHE", str(tmp_path / "cache"))
+    evaluation = "evaluation={oracle: {kind: rule, rule: shorter}, max_new_tokens: 4}"
+    overrides = [*SMALL[:4], f"output_dir={tmp_path / 'run'}", "anchors.store=true", "training.save_strategy=no"]
+    recipe = load_recipe(ROOT / "recipes/dpo/tiny.yaml", [*overrides, evaluation]).recipe
+    loop.run(recipe)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    monkeypatch.setattr(loop, "build_oracle", lambda *arguments: pytest.fail("somebody was asked"))
+    loop.annotate(recipe)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
 def test_annotate_needs_a_store(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ Shape letters: ``P`` prompts, ``C`` prompts of a chunk, ``K`` oracles, ``G`` ans
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from alignment.errors import UserError
 from alignment.evaluation.intervals import LEVEL, ends
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
-from alignment.rounds import answer_prompts
+from alignment.rounds import answered_chunks
 from alignment.seeds import seed_of
 from alignment.stages import PolicyOf, probabilities
 from alignment.types import Oracle
@@ -239,17 +240,17 @@ class ReferenceMatch:
         assert self.speaker is not None
         texts: list[tuple[str, ...]] = []
         with policy_of(name) as module:
-            policy = self.speaker(module)
-            seeds = iter([seed_of(self.seed, name, step, place) for place in self.places])
-            for chunk in self._chunks(what):
-                answered = answer_prompts(
-                    policy,
-                    chunk,
-                    num_completions=self.num_completions,
-                    batch_size=self.batch_size,
-                    seeds=list(itertools.islice(seeds, len(chunk))),
-                )
-                texts += [item.row.responses for item in answered]
+            chunks = answered_chunks(
+                self.speaker(module),
+                self.rows,
+                num_completions=self.num_completions,
+                batch_size=self.batch_size,
+                seeds=[seed_of(self.seed, name, step, place) for place in self.places],
+            )
+            with self._bar(what) as bar:
+                for chunk in chunks:
+                    texts += [item.row.responses for item in chunk]
+                    bar.update(len(chunk))
         return texts
 
     def _probabilities(self, policy_of: PolicyOf, name: str) -> Tensor:
@@ -263,8 +264,11 @@ class ReferenceMatch:
             parts.append(probabilities(batch.completions, policy_of, name, self.temperature).cpu())
         return torch.cat(parts)
 
+    def _bar(self, what: str) -> Any:
+        return tqdm(total=len(self.rows), desc=what, leave=False, disable=not self.shows_progress)
+
     def _chunks(self, what: str) -> Iterator[list[EncodedRow]]:
-        with tqdm(total=len(self.rows), desc=what, leave=False, disable=not self.shows_progress) as bar:
+        with self._bar(what) as bar:
             for start in range(0, len(self.rows), self.batch_size):
                 chunk = self.rows[start : start + self.batch_size]
                 yield chunk

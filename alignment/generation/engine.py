@@ -60,7 +60,8 @@ class Engine(Protocol):
             prompts: exactly these tokens are continued.
             decoding: how tokens are drawn.
             num_completions: answers to each prompt.
-            seeds: one for each prompt; the same seed, weights and prompt give the same answers.
+            seeds: one for each prompt. The same seed, weights and prompt give the same answers, whatever else is in the
+                batch, but for continuous batches, where all seeds together decide, and for servers, whose affair it is.
         """
         ...
 

@@ -1,17 +1,22 @@
 """A launch that cannot do what is asked, or is not what was asked for, is refused before anything is built."""
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from accelerate import DeepSpeedPlugin
+from transformers import TrainingArguments
 
 from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
-from alignment.launch import check_deepspeed, check_launch, check_stages
+from alignment.launch import check_deepspeed, check_launch, check_precision, check_stages
 from alignment.methods import build_method
+from alignment.sharding import move_towards
 from tests.distributed.launches import ROOT
 
 
@@ -45,6 +50,67 @@ def test_weights_out_of_reach_cannot_be_returned(zero: dict[str, object], messag
     check_stages(build_method({"name": "dpo", "beta": 0.1}).needs, plugin)
     with pytest.raises(UserError, match=message):
         check_stages(build_method({"name": "egpo", "tau": 0.1}).needs, plugin)
+
+
+def weights_of(dtype: torch.dtype, *, size: float = 0.02) -> torch.nn.Linear:
+    model = torch.nn.Linear(8, 8, bias=False, dtype=dtype)
+    torch.nn.init.constant_(model.weight, size)
+    return model
+
+
+def test_weights_are_fine_enough_for_their_steps(tmp_path: Path) -> None:
+    """Where it is refused a step changes no weight of that size; where it is allowed it may."""
+    dpo = build_method({"name": "dpo", "beta": 0.1}).needs
+    for rate, dtype in itertools.product((1e-6, 1e-4, 1e-3), (torch.bfloat16, torch.float32)):
+        args = AlignmentArguments(output_dir=str(tmp_path), learning_rate=rate)
+        model = weights_of(dtype)
+        before = model.weight.detach().clone()
+        model.weight.grad = torch.ones_like(model.weight)
+        torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0).step()
+        is_lost = torch.equal(model.weight, before)
+        assert is_lost == (dtype == torch.bfloat16 and rate == 1e-6)
+        if is_lost:
+            with pytest.raises(UserError, match=r"steps of 1e-06 \(training.learning_rate\) are lost in bfloat16"):
+                check_precision(weights_of(dtype), dpo, args, keeps_average=False)
+        else:
+            check_precision(weights_of(dtype), dpo, args, keeps_average=False)
+    # Its step is as large as the gradient makes it.
+    plain = AlignmentArguments(output_dir=str(tmp_path), learning_rate=1e-6, optim="sgd")
+    check_precision(weights_of(torch.bfloat16), dpo, plain, keeps_average=False)
+    check_precision(weights_of(torch.bfloat16).requires_grad_(False), dpo, plain, keeps_average=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "keeps_average", "message"),
+    [
+        ({"name": "nash_mp", "tau": 0.1, "eta": 0.2, "decay": 0.9}, False, "a slow target would lose"),
+        ({"name": "dpo", "beta": 0.1}, True, "an average would lose"),
+    ],
+)
+def test_what_moves_slowly_needs_float32(
+    method: dict[str, Any], keeps_average: bool, message: str, tmp_path: Path
+) -> None:
+    """A hundredth of three times the distance to the next bfloat16 number, over and over: nothing."""
+    slow, policy = weights_of(torch.bfloat16), weights_of(torch.bfloat16, size=0.02 + 3 * 1.2e-4)
+    before = slow.weight.detach().clone()
+    for _ in range(1000):
+        move_towards(slow, policy, 0.01)
+    assert torch.equal(slow.weight, before) and not torch.equal(policy.weight, before)
+    args = AlignmentArguments(output_dir=str(tmp_path), learning_rate=1e-2)
+    needs = build_method(method).needs
+    with pytest.raises(UserError, match=message):
+        check_precision(policy, needs, args, keeps_average=keeps_average)
+    check_precision(weights_of(torch.float32), needs, args, keeps_average=keeps_average)
+
+
+def test_one_process_has_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch without a launcher on a machine of four: else Trainer would divide batches among them."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 1 if self._n_gpu == 1 else 4))
+    plain, ours = (
+        make(output_dir=str(tmp_path), per_device_train_batch_size=3)
+        for make in (TrainingArguments, AlignmentArguments)
+    )
+    assert (plain.train_batch_size, ours.train_batch_size, ours.effective_batch) == (12, 3, 3)
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,8 @@ ADAM = (
     *("training.optim=adamw_torch", "training.learning_rate=1e-3", "training.weight_decay=0.5"),
     "training.adam_epsilon=1e-3",
 )
-# Drawn answers would depend on the number of processes.
-LISTED = (
-    "sampling={engine: enumerate, responses: [a, bb, cccc], num_completions: 3, max_new_tokens: 12}",
-    # The state of a checkpoint has tensors then.
-    "average.decay=1",
-)
+# The state of a checkpoint has tensors then.
+AVERAGE = ("average.decay=1",)
 
 # A slow target is a frozen model that moves; its loss is large, and so is what rounding adds to it.
 TARGET = ("method={name: nash_mp, tau: 0.1, eta: 0.2, decay: 0.5}", "training.learning_rate=1e-4")
@@ -68,10 +64,12 @@ def test_killed_under_zero3_and_resumed(tmp_path: Path) -> None:
     ("config", "recipe", "options", "processes", "others"),
     [
         pytest.param("ddp_cpu", DPO, (), 2, 1, id="ddp_cpu"),
+        # Within an epoch that ends between the processes: its last rows come twice, and count once.
+        pytest.param("ddp_cpu", DPO, ("data.preferences.limit=30",), 2, 2, id="ddp_cpu-ragged"),
         pytest.param("zero2_cpu", DPO, ADAM, 2, 1, id="zero2_cpu", marks=needs_compiler),
         pytest.param("zero3_cpu", DPO, ADAM, 2, 1, id="zero3_cpu", marks=needs_compiler),
-        pytest.param("zero3_cpu", EGPO, (*ADAM, *LISTED), 1, 2, id="zero3_cpu-more", marks=needs_compiler),
-        pytest.param("zero3_cpu", EGPO, (*ADAM, *LISTED, *TARGET), 2, 1, id="zero3_cpu-target", marks=needs_compiler),
+        pytest.param("zero3_cpu", EGPO, (*ADAM, *AVERAGE), 1, 2, id="zero3_cpu-more", marks=needs_compiler),
+        pytest.param("zero3_cpu", EGPO, (*ADAM, *AVERAGE, *TARGET), 2, 1, id="zero3_cpu-target", marks=needs_compiler),
     ],
 )
 def test_resumed_on_another_number_of_processes(

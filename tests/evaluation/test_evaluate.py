@@ -418,26 +418,28 @@ def test_answers_that_were_sampled_are_kept(
     sampled: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut after one of three chunks: the rest is sampled, and all is as if nothing had happened."""
-    answer, calls = answering.answer_prompts, []
+    answer, asked = answering.answered_chunks, []
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        calls.append(options["seeds"])
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(list(options["seeds"]))
         return answer(*arguments, **options)
 
-    whole = run(sampled, f"output_dir={tmp_path / 'whole'}")
+    def cut(*arguments: Any, **options: Any) -> Any:
+        yield next(answer(*arguments, **options))
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "answer_prompts", counted)
+        patch.setattr(answering, "answered_chunks", noted)
+        whole = run(sampled, f"output_dir={tmp_path / 'whole'}")
+        patch.setattr(answering, "answered_chunks", cut)
         with pytest.raises(KeyboardInterrupt):
             run(sampled)
-    (partial,) = (tmp_path / "out" / "outputs").glob("mine.*.partial.jsonl")
-    partial.write_text(partial.read_text() + '[["torn')
-    seeds: list[list[int]] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(answering, "answer_prompts", lambda *a, **o: (seeds.append(o["seeds"]), answer(*a, **o))[1])
+        (partial,) = (tmp_path / "out" / "outputs").glob("mine.*.partial.jsonl")
+        partial.write_text(partial.read_text() + '[["torn')
+        patch.setattr(answering, "answered_chunks", noted)
         resumed = run(sampled)
-    assert len(seeds) == 5 and seeds[:2] != seeds[2:4] and calls[0] not in seeds[:2]
+    mine, base, *again = asked
+    assert again == [mine[8:], base] and not set(mine) & set(base)
     assert resumed.to_json() == whole.to_json()
     assert not list((tmp_path / "out" / "outputs").glob("*.partial.jsonl"))
 

@@ -263,7 +263,7 @@ def test_a_model_reads_its_own_first_answer(
     model = tiny_model(tokenizer, hidden_size=16, num_layers=1, num_heads=2)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    answer, asked, most = answering.answer_prompts, [], [1]
+    answer, asked, most = answering.answered_chunks, [], [1]
 
     def counted(policy: Any, prompts: Sequence[EncodedRow], **options: Any) -> Any:
         if len(asked) == most[0]:
@@ -271,7 +271,7 @@ def test_a_model_reads_its_own_first_answer(
         asked.append([tokenizer.decode(item.prompt_ids) for item in prompts])
         return answer(policy, prompts, **options)
 
-    monkeypatch.setattr(answering, "answer_prompts", counted)
+    monkeypatch.setattr(answering, "answered_chunks", counted)
     tree |= {"policies": {"mine": {"run": str(tmp_path / "model")}}, "opponents": []}
     tree["sampling"] = {"temperature": 1.0, "max_new_tokens": 6}
     with serve(lambda body: says("[[5]]")) as server:

@@ -12,6 +12,8 @@ from alignment import anchors as anchors_module
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
+from alignment.generation.transformers import TransformersEngine
+from alignment.iterations import count_steps
 from alignment.oracles import MatrixOracle
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Ema, Needs
@@ -48,6 +50,7 @@ def trainer_of(folder: object, method: dict[str, Any], *, lora: bool = False, **
     }
     return PreferenceTrainer(
         model=model,
+        engine=changes.pop("policy_engine", None),
         args=AlignmentArguments(**settings | changes),
         train_dataset=question_rows(64),
         processing_class=symbol_tokenizer(),
@@ -220,3 +223,21 @@ def test_an_engine_takes_exchanged_weights_anew(tmp_path: object) -> None:
     with trainer.anchors.model("policy"):
         pass
     assert len(refreshed) == 2
+
+
+def test_a_delay_of_evaluations_counts_as_they_do(tmp_path: object) -> None:
+    """In iterations where they come every so many of them, in epochs where they come after each."""
+    for strategy, expected in (("steps", 6), ("epoch", 2)):
+        args = AlignmentArguments(
+            output_dir=str(tmp_path), eval_strategy=strategy, eval_steps=1, eval_delay=2, max_steps=4
+        )
+        counted = count_steps(args, 3)
+        assert (counted.eval_delay, counted.max_steps) == (expected, 12)
+
+
+def test_a_server_that_keeps_its_weights_is_no_engine_of_a_policy(tmp_path: object) -> None:
+    class Elsewhere(TransformersEngine):
+        takes_weights = False
+
+    with pytest.raises(UserError, match=r"engine: expected one that samples from the policy's own weights, got Elsew"):
+        trainer_of(tmp_path, CLIPPED, policy_engine=Elsewhere())

@@ -74,6 +74,17 @@ def test_lora(tmp_path: Path) -> None:
     assert result.after["loss"] < result.before["loss"]
 
 
+def test_the_average_is_no_point_of_the_policy(tmp_path: Path) -> None:
+    """Its figures have names of their own: the last of the policy's is what the summary says of it."""
+    recipe = load_recipe(write_recipe(tmp_path, rows()), ["average.decay=1"]).recipe
+    result = loop.run(recipe)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((result.folder / "summary.json").read_text())
+    policy, average = ([line[name] for line in lines if name in line] for name in ("eval_loss", "average_loss"))
+    assert policy[-1] == summary["after"]["loss"] != summary["average"]["loss"]
+    assert average == [summary["average"]["loss"]]
+
+
 def run(recipe: object, *overrides: str) -> None:
     """``alignment train`` that must succeed."""
     with pytest.raises(SystemExit) as stop:

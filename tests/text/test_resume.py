@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignment import loop, resumable
-from alignment.checkpoints import last_checkpoint
+from alignment.checkpoints import last_checkpoint, load_state, save_state
 from alignment.config import load_recipe
 from alignment.errors import UserError
 from tests.runs import small_run
@@ -74,17 +74,19 @@ def test_killed_and_resumed_equals_uninterrupted(recipe: str, overrides: tuple[s
 
 @pytest.mark.parametrize("recipe", ["dpo", "egpo"])
 def test_a_finished_run_takes_no_further_step(recipe: str, tmp_path: Path) -> None:
-    """Resumed once more, as a scheduler does that starts a job again, it ends where it was."""
+    """Resumed once more, as a scheduler does that starts a job again, it ends where it was, and took what it took."""
     saves = (
         *("training.save_strategy=steps", "training.save_steps=2", "training.logging_steps=1"),
         *("data.eval_fraction=0", "training.eval_strategy=no"),
     )
     folder = small_run(tmp_path, *saves, recipe=f"{recipe}/tiny")
     first = load_file(folder / "final" / "model.safetensors")
+    save_state(last_checkpoint(folder), load_state(last_checkpoint(folder)) | {"seconds": 100.0})
     small_run(tmp_path, *saves, "training.resume_from_checkpoint=last", recipe=f"{recipe}/tiny")
     again = load_file(folder / "final" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert len(losses(folder)) == 2
+    assert 100.0 <= json.loads((folder / "summary.json").read_text())["seconds"] < 200.0
 
 
 def test_a_save_that_is_broken_off_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
