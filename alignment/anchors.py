@@ -9,12 +9,21 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
 from alignment.errors import UserError
 from alignment.logps import Scores, causal_lm, choose_scoring, score, scoring_of
-from alignment.sharding import divide_frozen, is_divided, move_towards, round_as, whole_state
+from alignment.sharding import (
+    divide_frozen,
+    divide_frozen_as_fsdp2,
+    is_divided,
+    load_whole_state,
+    move_towards,
+    round_as,
+    whole_state,
+)
 from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from alignment.weights import TrainableWeights
 
@@ -223,13 +232,24 @@ class AnchorSet:
             config: by which it was made.
         """
         slow = [self._copies[name] for name in self._decays]
-        for held in dict.fromkeys(self._copies.values()):
-            if not isinstance(held, nn.Module) or held is self._policy or is_divided(held) or _is_quantized(held):
-                continue
+        for held in self._undivided():
             if engine.zero_optimization_stage() == 3:
                 divide_frozen(held, config, keeps_precision=held in slow)
             elif held not in slow:
                 round_as(held, engine)
+
+    def divide_as_fsdp2(self, accelerator: Accelerator) -> None:
+        """Have FSDP2 divide frozen models over processes as it divides the policy, which the accelerator has prepared.
+
+        Slow targets move in the precision that they have: weights are rounded for a forward only.
+        """
+        for held in self._undivided():
+            divide_frozen_as_fsdp2(held, accelerator)
+
+    def _undivided(self) -> tuple[nn.Module, ...]:
+        """Frozen models besides the policy that every process has whole, and need not have."""
+        models = (held for held in dict.fromkeys(self._copies.values()) if isinstance(held, nn.Module))
+        return tuple(held for held in models if not (held is self._policy or is_divided(held) or _is_quantized(held)))
 
     def unread(self) -> "AnchorSet":
         """What is left once the log-probs of every anchor are known: no copies, and the base of an adapter by name."""
@@ -249,7 +269,7 @@ class AnchorSet:
             if isinstance(target, TrainableWeights):
                 target.load(weights)
             else:
-                target.load_state_dict(weights)
+                load_whole_state(target, weights)
 
 
 def own_anchors(needs: Needs, *, is_fresh: bool, has_noise: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -59,7 +59,7 @@ class AdvanceAnchors(TrainerCallback):
 
 
 class HoldAnchors(TrainerCallback):
-    """Has frozen models held as the policy is, when DeepSpeed has made an engine of it."""
+    """Has frozen models held as the policy is, when DeepSpeed or FSDP2 has it."""
 
     def __init__(self, hold: Callable[[], None]) -> None:
         self.hold = hold

@@ -16,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -56,6 +58,27 @@ def divide_frozen(module: nn.Module, config: Mapping[str, Any], *, keeps_precisi
     for parameter in module.parameters():
         # Where the optimizer of weights that are trained has it.
         parameter._z3_optimizer = SimpleNamespace(parameter_offload=engine.optimizer)
+
+
+def divide_frozen_as_fsdp2(module: nn.Module, accelerator: Accelerator) -> None:
+    """Divide a module that is not trained as Accelerate has FSDP2 divide the one that is.
+
+    In the same units (layers, embedding, norm and head), over the same processes, in the same precision, into which
+    weights are rounded as they are gathered: those that a process holds stay as they are.
+
+    Args:
+        module: whole on every process, with the same weights.
+        accelerator: that has prepared the policy.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    # Accelerate has put down how the policy's layers are called; a model of another family has layers of its own.
+    layers, plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap, None
+    try:
+        divided: Any = fsdp2_prepare_model(accelerator, module)
+    finally:
+        plugin.transformer_cls_names_to_wrap = layers
+    # No backward pass will ask for what the last layers would leave whole.
+    divided.set_reshard_after_forward(True)
 
 
 def round_as(module: nn.Module, engine: Any) -> None:
@@ -142,20 +165,28 @@ def whole(tensor: Tensor) -> Tensor:
 def move_towards(slow: nn.Module, model: nn.Module, share: float) -> None:
     """``slow <- (1 - share) slow + share model``, in parameters; one at a time, because together they need not fit."""
     policy = parameters_of(model)
-    for name, parameter in slow.named_parameters():
+    for name, parameter in parameters_of(slow).items():
         with gathered([policy[name]]), gathered([parameter], are_written=True):
-            parameter.lerp_(whole(policy[name]).to(parameter), share)
+            parameter.lerp_(_divided_like(parameter, policy[name]).to(parameter), share)
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a module that ZeRO-3 may have divided, on the CPU where it has."""
-    if not _partitioned(module.parameters()):
+    """Weights and buffers of a module that may have been divided, on the CPU where it has."""
+    if not is_divided(module):
         return module.state_dict()
     state = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         with gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
-            state[name] = tensor.detach().cpu().clone()
+            state[name] = whole(tensor).cpu().clone()
     return state
+
+
+def load_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a module, divided or not, what :func:`whole_state` gave; every process has the whole of it."""
+    if is_divided(module):
+        assign(module.state_dict(keep_vars=True), state)
+    else:
+        module.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -167,7 +198,11 @@ def assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor])
 
 
 def _divided_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A value, whole or divided by FSDP2, as the parameter is."""
     if not isinstance(parameter, DTensor):
+        return whole(value)
+    if isinstance(value, DTensor):
+        assert value.placements == parameter.placements, "weights that FSDP2 has divided in two ways"
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
@@ -215,10 +250,17 @@ def rounded(module: nn.Module, precision: str) -> Iterator[None]:
 
 @contextmanager
 def gathered_once(module: nn.Module) -> Iterator[None]:
-    """While the context is open the weights of a module stay whole from one forward to the next under ZeRO-3.
+    """While the context is open the weights of a module stay whole from one forward to the next.
 
     For sampling, which would otherwise gather all weights for every token. Only for looking: no gradient, no step.
+
+    Under FSDP2 this holds for frozen models; those of a policy are gathered as its launch says. The partner of a
+    mixture must need nobody: a process whose answers are complete goes on with the policy's forwards alone.
     """
+    if isinstance(module, FSDPModule) and not any(parameter.requires_grad for parameter in module.parameters()):
+        with _left_whole(module):
+            yield
+        return
     partitioned = _partitioned(module.parameters())
     if not partitioned:
         yield
@@ -235,6 +277,22 @@ def gathered_once(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             offload._register_deepspeed_module(offload.module)
+
+
+@contextmanager
+def _left_whole(frozen: Any) -> Iterator[None]:
+    """While the context is open a model that FSDP2 has divided is gathered once."""
+    frozen.set_reshard_after_forward(False)
+    try:
+        yield
+    finally:
+        frozen.set_reshard_after_forward(True)
+        parameters_of(frozen)
+        # FSDP2 notes the layers of each forward until a backward pass, which never comes: kilobytes for every token.
+        # Torch can drop the notes, but not the oldest one that is supported.
+        forget = vars(FSDPModule).get("reset_iter_state")
+        if forget is not None:
+            forget(frozen)
 
 
 def refresh_from_optimizer(engine: Any) -> None:

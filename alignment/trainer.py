@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -62,7 +62,7 @@ from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
 from alignment.seeds import seed_of, seeds_of
-from alignment.sharding import refresh_from_optimizer, rounded
+from alignment.sharding import is_divided, refresh_from_optimizer, rounded
 from alignment.stages import (
     Annotated,
     annotate,
@@ -205,7 +205,7 @@ class PreferenceTrainer(ResumableTrainer):
         self.engine = self._make_engine() if engine is None else engine
         self.notes = self._choose_scoring()
         self.anchors = self._make_anchors(ref_model, past_models, players)
-        if args.deepspeed_plugin is not None:
+        if args.deepspeed_plugin is not None or self.accelerator.is_fsdp2:
             self.add_callback(HoldAnchors(self._hold_anchors))
         self.add_callback(RefreshEngine(self.engine))
         self.add_callback(WholeIterations(self.iteration_steps))
@@ -303,7 +303,10 @@ class PreferenceTrainer(ResumableTrainer):
         return anchors.unread()
 
     def _hold_anchors(self) -> None:
-        self.anchors.hold_as(self.model_wrapped, self.args.deepspeed_plugin.deepspeed_config)
+        if self.accelerator.is_fsdp2:
+            self.anchors.divide_as_fsdp2(self.accelerator)
+        else:
+            self.anchors.hold_as(self.model_wrapped, self.args.deepspeed_plugin.deepspeed_config)
 
     def _choose_scoring(self) -> tuple[str, ...]:
         """The policy, and whatever is copied from it, is scored as ``args`` say."""
@@ -338,6 +341,9 @@ class PreferenceTrainer(ResumableTrainer):
         """
         if self.args.deepspeed_plugin is not None:
             return rounded(module, self.accelerator.mixed_precision)
+        if self.accelerator.is_fsdp2 and is_divided(module):
+            # It rounds weights and inputs by itself; Accelerate puts no autocast around the policy's forward.
+            return nullcontext()
         return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
 
     def _make_match(self, ref_model: nn.Module | None, oracle: Oracle | None) -> ReferenceMatch | None:

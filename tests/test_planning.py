@@ -415,7 +415,7 @@ def test_other_launches_divide_by_hand() -> None:
         "weights": 4 * count // 8,
         "gradients": 4 * count // 8,
         "optimizer": 8 * count // 8,
-        "frozen models": 2 * count,
+        "frozen models": 2 * count // 8,
     }
     run = run_of(recipe_of("dpo/tiny", TINY, "policy.dtype=bfloat16", ADAPTER), ALONE)
     adapter = run.outline.trained

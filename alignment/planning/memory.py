@@ -89,9 +89,9 @@ def _optimizer(run: Run) -> Iterator[Line]:
 
 
 def _frozen(run: Run) -> Iterator[Line]:
-    """Policies that do not move. Stage 3 of ZeRO alone divides models of them."""
+    """Policies that do not move. What divides the weights of the policy divides models of them too."""
     outline, copies, launch = run.outline, run.copies(), run.launch
-    parts, divided = (launch.processes, " / N") if launch.sharding == "zero3" else (1, "")
+    parts, divided = (launch.processes, " / N") if launch.shares_weights else (1, "")
     models = copies.wholes * outline.loaded_bytes // parts
     yield Line(name="frozen models", formula=f"{copies.wholes} as loaded{divided}", training=models, sampling=models)
     adapter = outline.trained * outline.trained_size

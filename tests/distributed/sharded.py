@@ -2,21 +2,26 @@
 
     torchrun --nproc_per_node 2 tests/distributed/sharded.py FILE
 
-On a CPU accelerate runs plain DDP in place of FSDP, so modules are sharded here by torch's own call.
+On a CPU accelerate runs plain DDP in place of FSDP, so its function that shards a model is called here by itself.
 """
 
 import copy
 import json
 import sys
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import fsdp2_prepare_model
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from alignment import head, logps
 from alignment.anchors import AnchorSet
@@ -25,29 +30,75 @@ from alignment.generation.engine import Decoding
 from alignment.generation.transformers import TransformersEngine
 from alignment.generation.weights import base_weights
 from alignment.optim import ExtraGradient
+from alignment.policies import CausalLMPolicy
 from alignment.sharding import is_divided, parameters_of, whole
 from alignment.tiny import tiny_model, tiny_tokenizer
-from alignment.types import Completions, Ema, Needs
+from alignment.types import Completions, Ema, Frozen, Needs, Player
 from alignment.weights import TrainableWeights
 from tests.distributed.walks import ANSWERS, lists
 
-NEEDS = Needs(feedback="pairs", anchors=(Ema("target", decay=0.5),))
+NEEDS = Needs(feedback="pairs", anchors=(Ema("target", decay=0.5), Frozen("ref"), Player("other")))
 LIKELIEST = Decoding(temperature=0.0, max_new_tokens=6, stop_token_ids=(2,), pad_token_id=0)
 
 
-def shard(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Every layer a unit, the rest another."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+def launched() -> Any:
+    """What accelerate's function reads of an Accelerator, as recipes/accelerate/fsdp2.yaml would make it."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    return SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",)),
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
+        mixed_precision="no",
+        is_main_process=dist.get_rank() == 0,
+    )
 
 
-def walk(model: LlamaForCausalLM, batch: Completions, world_size: int) -> dict[str, Any]:
-    """Two iterations of extragradient with a slow target; ``batch`` is this process's part."""
-    start, anchors = TrainableWeights(model), AnchorSet(NEEDS, model)
+def model_of_another_family(vocab_size: int) -> Qwen2ForCausalLM:
+    """Whose embedding and head are one weight."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=vocab_size, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+    )
+
+
+def elements(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers that this process holds of them now."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+
+
+def prompts_of(ids: list[list[int]]) -> Completions:
+    """Prompts of one length."""
+    ids_BGT = torch.tensor(ids)[:, None]
+    is_prompt_BGT = torch.ones_like(ids_BGT, dtype=torch.bool)
+    return Completions(
+        input_ids_BGT=ids_BGT,
+        attention_mask_BGT=is_prompt_BGT,
+        completion_mask_BGT=~is_prompt_BGT,
+        valid_BG=is_prompt_BGT[..., 0],
+    )
+
+
+def held_of(anchors: AnchorSet, name: str) -> int:
+    """Numbers that this process holds of a frozen model now."""
+    with anchors.model(name) as held:
+        return elements(held.parameters())
+
+
+def walk(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, batch: Completions, world_size: int
+) -> dict[str, Any]:
+    """Two iterations of extragradient with frozen models; ``batch`` is this process's part."""
+    players = {"other": model_of_another_family(model.config.vocab_size)}
+    start, anchors = TrainableWeights(model), AnchorSet(NEEDS, model, players=players)
+    at_start = {name: tensor.clone() for name, tensor in anchors.state_dict()["target"].items()}
     # The loop copies before it shards.
-    model = shard(model) if world_size > 1 else model
+    if world_size > 1:
+        accelerator = launched()
+        model = fsdp2_prepare_model(accelerator, model)
+        anchors.divide_as_fsdp2(accelerator)
     optimizer = ExtraGradient(torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3))
     losses = []
     for _ in range(2):
@@ -55,7 +106,7 @@ def walk(model: LlamaForCausalLM, batch: Completions, world_size: int) -> dict[s
             if optimizer.stage == 1:
                 optimizer.rewind()
             logps_BG = logps.score(model, batch).logps_BG
-            target_BG = anchors.score_one("target", batch)
+            target_BG = anchors.score(batch)["target"].logps_BG
             # Gradients are averaged over processes, losses of prompts over all of them.
             loss = -torch.nn.functional.logsigmoid(0.1 * (logps_BG[:, 1] - logps_BG[:, 0] - target_BG[:, 1])).mean()
             loss.backward()
@@ -72,16 +123,33 @@ def walk(model: LlamaForCausalLM, batch: Completions, world_size: int) -> dict[s
     after = {name: whole(parameter) for name, parameter in parameters_of(model).items()}
     # One process has more to say than the other.
     prompts = [[5, 6, 7 + number] for number in range(2 + (dist.get_rank() if world_size > 1 else 1))]
+    answers = TransformersEngine().answer(model, prompts, LIKELIEST, num_completions=1, seeds=range(len(prompts)))
+    # So many that one process is done before the other.
+    stops = tuple(range(60))
+    policy = CausalLMPolicy(model, tokenizer, stop_token_ids=stops, temperature=1.0, max_new_tokens=12)
+    mixed = policy.mixed(partial(anchors.model, "ref"), 0.5)
+    spoken = mixed.sample_by_seeds(prompts_of(prompts), num_completions=2, seeds=range(len(prompts)))
+    held_after_answers = {name: held_of(anchors, name) for name in anchors.names}
+    scores = anchors.score(batch)
+    held_after_score = {name: held_of(anchors, name) for name in anchors.names}
+    state = {name: tensor.clone() for name, tensor in anchors.state_dict()["target"].items()}
+    anchors.load_state_dict({"target": at_start})
     return {
         "losses": losses,
         "weights": before,
         "is_put_back": all(torch.equal(before[name], after[name]) for name in before),
         "logps_at_start": logps_at_start,
         "base_weights": dict(base_weights(model)),
-        "answers": TransformersEngine().answer(model, prompts, LIKELIEST, num_completions=1, seeds=range(len(prompts))),
+        "answers": answers,
+        "mixed_answers": mixed.texts(spoken),
+        "longest": int(spoken.lengths_BG.max()),
         "is_divided": is_divided(model),
-        "elements": sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters_of(model).values()),
-        "target": anchors.score_one("target", batch),
+        "elements": elements(parameters_of(model).values()),
+        "held_after_score": held_after_score,
+        "held_after_answers": held_after_answers,
+        "anchors": {name: scores[name].logps_BG for name in anchors.names},
+        "target_state": state,
+        "target_at_start": anchors.score_one("target", batch),
     }
 
 
@@ -96,8 +164,8 @@ def main(file: str) -> None:
     encoded = encode_rows(rows, tokenizer, max_prompt_length=64, max_completion_length=64).rows
     model = tiny_model(tokenizer, hidden_size=16, num_layers=2, num_heads=2)
     parts = [collate(encoded[part::2], pad_token_id=0).completions for part in (0, 1)]
-    alone = walk(copy.deepcopy(model), collate([*encoded[0::2], *encoded[1::2]], pad_token_id=0).completions, 1)
-    found = walk(model, parts[rank], 2)
+    batch = collate([*encoded[0::2], *encoded[1::2]], pad_token_id=0).completions
+    alone, found = walk(copy.deepcopy(model), tokenizer, batch, 1), walk(model, tokenizer, parts[rank], 2)
     own = slice(4 * rank, 4 * rank + 4)
 
     def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -109,12 +177,21 @@ def main(file: str) -> None:
         "share": found["elements"] / alone["elements"],
         "losses": max(abs(a - b) for a, b in zip(found["losses"], alone["losses"], strict=True)),
         "weights": distance(found["weights"], alone["weights"]),
-        "moved": distance({"": found["logps_at_start"]}, {"": found["target"]}),
+        "moved": distance({"": found["target_at_start"]}, {"": found["anchors"]["target"]}),
         "is_put_back": found["is_put_back"],
         "logps_at_start": float((found["logps_at_start"] - alone["logps_at_start"][own]).abs().max()),
-        "target": float((found["target"] - alone["target"][own]).abs().max()),
+        "anchors": distance(found["anchors"], {name: logps_BG[own] for name, logps_BG in alone["anchors"].items()}),
+        "target_state": distance(found["target_state"], alone["target_state"]),
+        "target_at_start": float((found["target_at_start"] - alone["target_at_start"][own]).abs().max()),
+        "frozen_shares": [
+            found[when][name] / alone[when][name]
+            for when in ("held_after_score", "held_after_answers")
+            for name in ("target", "ref", "other")
+        ],
         "pushed": distance(found["base_weights"], alone["base_weights"]),
         "answers": found["answers"] == alone["answers"][: 2 + rank],
+        "longest": found["longest"],
+        "mixed_answers": found["mixed_answers"] == alone["mixed_answers"][: 2 + rank],
     }
     Path(f"{file}.{rank}").write_text(json.dumps(result))
     dist.barrier()
