@@ -98,10 +98,14 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
 
     What it left whole is a copy: values given to it would be lost.
     """
+    _divide_again(module)
+    return dict(module.named_parameters())
+
+
+def _divide_again(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-    return dict(module.named_parameters())
 
 
 @contextmanager
@@ -287,7 +291,7 @@ def _left_whole(frozen: Any) -> Iterator[None]:
         yield
     finally:
         frozen.set_reshard_after_forward(True)
-        parameters_of(frozen)
+        _divide_again(frozen)
         # FSDP2 notes the layers of each forward until a backward pass, which never comes: kilobytes for every token.
         # Torch can drop the notes, but not the oldest one that is supported.
         forget = vars(FSDPModule).get("reset_iter_state")
