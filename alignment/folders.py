@@ -167,11 +167,9 @@ _BESIDE = re.compile(
     r"resume_from_checkpoint|disable_tqdm|report_to|run_name|push_to_hub|per_device_eval_batch_size"
     r"|(logging|eval|save|hub|dataloader(?!_drop_last))_\w+"
 )
-# What may differ besides between a run and its continuation: where it is, how long it takes, and how it is computed.
-_FREE = re.compile(
-    r"output_dir|schedule\.rounds|evaluation\..+|training\.(max_steps|num_train_epochs)"
-    r"|data\.cache|anchors\.store|scoring\..+"
-)
+# What may differ besides: where it is, how it is computed and looked at; of a continuation also how long it takes.
+_FREE = re.compile(r"output_dir|evaluation\..+|data\.cache|anchors\.store|scoring\..+")
+_LENGTH = re.compile(r"schedule\.rounds|training\.(max_steps|num_train_epochs)")
 # How a launch divides an effective batch; where its size is compared, this may differ.
 _DIVISION = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -187,14 +185,17 @@ def deciding_training(training: Mapping[str, Any], *, batches_are_compared: bool
     return {key: value for key, value in training.items() if not _BESIDE.fullmatch(key) and key not in free}
 
 
-def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bool = False) -> None:
-    """Refuse to continue a run by another recipe.
+def check_same_recipe(
+    checkpoint: Path, recipe: str, *, batches_are_compared: bool = False, begins: bool = False
+) -> None:
+    """Refuse to continue a run by another recipe, or to write another over it.
 
     Args:
         checkpoint: or the folder of a run. Where a checkpoint has no recipe that of its run counts; where a trainer in
             Python left neither, nothing is compared.
-        recipe: the resolved one of the continuation.
+        recipe: the resolved one of what comes now.
         batches_are_compared: by who continues it.
+        begins: whether it begins anew, and a longer run is another one.
 
     Raises:
         UserError: naming the keys that differ.
@@ -210,7 +211,11 @@ def check_same_recipe(checkpoint: Path, recipe: str, *, batches_are_compared: bo
         {key: value for key, value in leaves(_deciding(tree, batches_are_compared)) if value != {}}
         for tree in (read_mapping(path), parse_text(recipe, "the recipe"))
     )
-    differing = {key: values for key, values in differences(before, now).items() if not _FREE.fullmatch(key)}
+    differing = {
+        key: values
+        for key, values in differences(before, now).items()
+        if not _FREE.fullmatch(key) and (begins or not _LENGTH.fullmatch(key))
+    }
     if differing:
         said = ", ".join(f"{key} ({then} then, {now} now)" for key, (then, now) in differing.items())
         raise UserError(
@@ -234,7 +239,7 @@ def check_begins_or_continues(
         return
     found = sorted(path.parent.name for path in folder.glob("checkpoint-*/trainer_state.json"))
     if found or (folder / "final").exists():
-        check_same_recipe(folder, recipe, batches_are_compared=True)
+        check_same_recipe(folder, recipe, batches_are_compared=True, begins=True)
     if found:
         raise UserError(
             f"{folder}: expected no checkpoint where a run begins, found {', '.join(found)}; continue with "

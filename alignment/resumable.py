@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
@@ -70,10 +71,12 @@ class ResumableTrainer(Trainer):
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         state = self.accelerator.state
-        talk = f" ({', '.join(filter(None, (self.sharding, state.backend)))})" if state.num_processes > 1 else ""
+        launch = "1 process"
+        if state.distributed_type != DistributedType.NO:
+            talk = ", ".join(filter(None, (self.sharding, state.backend)))
+            launch = f"{state.num_processes} process(es), {state.distributed_type.value} ({talk})"
         return (
-            f"{parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained, on {self.args.device}; "
-            f"{state.num_processes} process(es), {state.distributed_type.value}{talk}; "
+            f"{parameters / 1e6:,.1f}M parameters, {trained / 1e6:,.1f}M trained, on {self.args.device}; {launch}; "
             f"effective batch {self.args.effective_batch} prompts"
         )
 

@@ -30,7 +30,7 @@ def train(
     """Train a policy by a recipe.
 
     \b
-    Example: alignment train recipes/quickstart/dpo.yaml training.max_steps=20
+    Example: alignment train recipes/quickstart/ipo.yaml training.max_steps=20
     """
     if one_round:
         _run_stage(recipe, overrides, "train")
@@ -73,7 +73,7 @@ def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
     Of a data set, or of the answers of an iterative recipe's next round.
 
     \b
-    Example: alignment annotate recipes/quickstart/dpo.yaml anchors.store=true
+    Example: alignment annotate recipes/dpo/tiny.yaml anchors.store=true
     """
     from alignment.config import load_recipe
 

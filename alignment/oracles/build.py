@@ -335,8 +335,9 @@ class PanelSpec(OracleSpec):
 
     @model_validator(mode="after")
     def _members_have_their_own(self) -> Self:
-        if self.model_fields_set & {"flip", "ties", "verdict_seed"}:
-            raise ValueError("expected flip, ties and verdict_seed in the members of a panel, got them beside")
+        beside = sorted(self.model_fields_set & {"flip", "ties", "verdict_seed"})
+        if beside:
+            raise ValueError(f"expected {', '.join(beside)} in the members of a panel, got it beside them")
         bent = [name for name, member in self.members.items() if _is_reward(member) and _BENDING & member.keys()]
         if self.calibrate and bent:
             raise ValueError(

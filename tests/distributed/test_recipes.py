@@ -28,7 +28,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert "2 process(es), MULTI_CPU (gloo); effective batch 8 prompts" in said
     assert said.count("policy:") == 1, "one process speaks"
     alone = launch(tmp_path / "one", processes=1, batch=8, recipe=RECIPE, overrides=ragged)
-    assert "1 process(es), NO" in alone and "effective batch 8" in alone
+    assert "; 1 process; " in alone and "effective batch 8" in alone
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-5)
     torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-5)
     two, one = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("two", "one"))

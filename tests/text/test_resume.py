@@ -117,8 +117,12 @@ def test_a_run_does_not_write_over_another(tmp_path: Path) -> None:
     """The same recipe may run again; another one would leave a mixture."""
     small_run(tmp_path)
     small_run(tmp_path)
-    with pytest.raises(UserError, match=r"found other values of .*method\.name \(dpo then, ipo now\)"):
-        small_run(tmp_path, "method={name: ipo, tau: 0.1}")
+    for other, said in (
+        ("method={name: ipo, tau: 0.1}", r"method\.name \(dpo then, ipo now\)"),
+        ("training.max_steps=3", r"training\.max_steps \(2 then, 3 now\)"),
+    ):
+        with pytest.raises(UserError, match=f"found other values of .*{said}"):
+            small_run(tmp_path, other)
 
 
 def test_a_run_does_not_begin_beside_checkpoints(tmp_path: Path) -> None:
