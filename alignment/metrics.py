@@ -17,7 +17,7 @@ class Means:
         """Figures of prompts, [B] each; one that is nan does not count."""
         for name, value_B in values.items():
             counted_B = weights_B * ~value_B.isnan()
-            pair = torch.stack([(counted_B * value_B.nan_to_num()).sum(), counted_B.sum()]).detach().double()
+            pair = torch.stack([(counted_B * value_B.nan_to_num()).sum(), counted_B.sum()]).detach().float()
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def take(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -29,5 +29,5 @@ class Means:
         names = sorted(self._sums)
         if not names:
             return {}
-        sums = total(torch.stack([self._sums.pop(name) for name in names]).float())
+        sums = total(torch.stack([self._sums.pop(name) for name in names]))
         return dict(zip(names, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
