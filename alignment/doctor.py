@@ -41,6 +41,7 @@ _FAR = 10.0
 _LORA_FACTOR = 10.0
 # Rates are compared at this batch, by the square-root rule of Adam (2205.10287).
 _USUAL_BATCH = 64
+_NOT_JUDGED = "not judged: no paper trains a model as small as this one"
 _ROWS_OF_BOUNDARY_CHECK = 512
 _START, _BEFORE, _AFTER, _END = 3, 10, 8, 3
 _SHOWN_OF_A_LIST = 2
@@ -315,10 +316,16 @@ def _check_numbers(recipe: Recipe) -> Iterator[Finding]:
         low, high = usual
         said = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         text = f"{spec.name} = {value:g}; usual {said}: {spec.metadata['paper']}"
-        is_far = not low / _FAR <= value <= high * _FAR
-        yield Finding(
-            "options", "fail" if is_far else "ok", f"{text}; that is more than {_FAR:g} times off" if is_far else text
-        )
+        if low / _FAR <= value <= high * _FAR:
+            yield Finding("options", "ok", text)
+        elif _is_small(recipe.policy):
+            yield Finding("options", "note", f"{text}; {_NOT_JUDGED}")
+        else:
+            yield Finding("options", "fail", f"{text}; that is more than {_FAR:g} times off")
+
+
+def _is_small(policy: PolicySpec) -> bool:
+    return policy.tiny is not None or is_address(policy.model)
 
 
 def _check_learning_rate(recipe: Recipe, args: AlignmentArguments, num_rows: int) -> Finding:
@@ -329,8 +336,8 @@ def _check_learning_rate(recipe: Recipe, args: AlignmentArguments, num_rows: int
     plan = f"{args.learning_rate:g}, {steps:,} steps of {batch} prompts on {processes} process(es)"
     if steps == 0:
         return Finding("learning rate", "fail", f"{plan}: fewer rows than one batch; lower the batch")
-    if recipe.policy.tiny is not None or is_address(recipe.policy.model):
-        return Finding("learning rate", "ok", f"{plan}; not judged: no paper trains a model as small as this one")
+    if _is_small(recipe.policy):
+        return Finding("learning rate", "ok", f"{plan}; {_NOT_JUDGED}")
     if not isinstance(method, Options):
         return Finding("learning rate", "ok", f"{plan}; the method names no usual rate")
     low, high = method.usual_learning_rate

@@ -206,7 +206,12 @@ def test_an_adapter_may_learn_ten_times_as_fast(diagnose: Callable[..., Examinat
 
 
 def test_a_tiny_model_is_not_judged_by_a_paper(diagnose: Callable[..., Examination]) -> None:
-    assert diagnose("policy={tiny: {vocab_size: 300}}", "policy.model=null", "training.learning_rate=1e-2").is_sound
+    tiny = ("policy={tiny: {vocab_size: 300}}", "policy.model=null")
+    assert diagnose(*tiny, "training.learning_rate=1e-2").is_sound
+    examination = diagnose(*tiny, "method.beta=50")
+    assert examination.is_sound
+    (note,) = [finding.text for finding in examination.findings if finding.verdict == "note"]
+    assert note.startswith("beta = 50; usual 0.01 to 0.5") and note.endswith("a model as small as this one")
 
 
 def test_references_of_nothing(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
