@@ -1,5 +1,6 @@
 """Known failures of preference training, read off the held-out metrics at the start and at the end of a run."""
 
+import math
 from collections.abc import Mapping
 
 # Shares below one in a hundred are noise on any held-out set that fits into a run.
@@ -18,14 +19,18 @@ def known_failures(before: Mapping[str, float], after: Mapping[str, float]) -> t
         after: the same at the end.
 
     Returns:
-        One sentence a failure; a failure whose metrics are missing is not looked for.
+        One sentence a failure; a failure whose metrics are missing or no number is not looked for.
     """
+    # Nothing is known of pairs or steps that were not there: nan.
+    before, after = (
+        {name: value for name, value in metrics.items() if not math.isnan(value)} for metrics in (before, after)
+    )
     checks = (_loses, _nothing_moved, _both_fell, _out_of_reach, _length_explains, _stays_wrong)
     return tuple(text for check in checks if (text := check(before, after)))
 
 
 def _loses(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    if not after.get("win_rate_vs_ref_high", _EVEN) < _EVEN:
+    if "win_rate_vs_ref" not in after or after.get("win_rate_vs_ref_high", _EVEN) >= _EVEN:
         return None
     return (
         f"the policy loses to its reference: its win rate is {after['win_rate_vs_ref']:.3f}, at most "
@@ -35,7 +40,7 @@ def _loses(before: Mapping[str, float], after: Mapping[str, float]) -> str | Non
 
 
 def _nothing_moved(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    if "margin" not in after or abs(after["margin"] - before["margin"]) > _SMALL_MARGIN:
+    if "margin" not in before or "margin" not in after or abs(after["margin"] - before["margin"]) > _SMALL_MARGIN:
         return None
     return (
         f"nothing moved: the mean margin of held-out pairs changed by {after['margin'] - before['margin']:+.4f} nats; "
@@ -45,7 +50,7 @@ def _nothing_moved(before: Mapping[str, float], after: Mapping[str, float]) -> s
 
 def _both_fell(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
     """The gradient of a loss of margins pushes the rejected response down harder than it holds the chosen one up."""
-    if "chosen_logps" not in after:
+    if not {"chosen_logps", "rejected_logps"} <= before.keys() & after.keys():
         return None
     chosen, rejected = (after[name] - before[name] for name in ("chosen_logps", "rejected_logps"))
     if not (rejected < chosen < -_SMALL_FALL):
@@ -74,12 +79,11 @@ def _out_of_reach(before: Mapping[str, float], after: Mapping[str, float]) -> st
 
 
 def _length_explains(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    if "accuracy_of_shorter" not in after or "accuracy_of_shorter" not in before:
+    if not {"accuracy", "accuracy_of_shorter"} <= before.keys() & after.keys():
         return None
     gain = after["accuracy"] - before["accuracy"]
     of_shorter = after["accuracy_of_shorter"] - before["accuracy_of_shorter"]
-    # Nothing is said of pairs that are not there: nan.
-    if gain <= _SMALL_SHARE or not of_shorter <= 0.0:
+    if gain <= _SMALL_SHARE or of_shorter > 0.0:
         return None
     return (
         f"length explains the gain: accuracy rose by {gain:.3f}, but by {of_shorter:+.3f} where the chosen response is "

@@ -178,6 +178,7 @@ class PreferenceTrainer(ResumableTrainer):
                 keep_optimizer(args.deepspeed_plugin)
         self.sampling = args.sampling()
         self._check_engine(args, engine)
+        self._check_answers(args)
         if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
             raise UserError(
                 f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
@@ -260,6 +261,14 @@ class PreferenceTrainer(ResumableTrainer):
             refusal = engine_refusal(args.engine, self.needs)
             if refusal is not None:
                 raise UserError(refusal)
+
+    def _check_answers(self, args: AlignmentArguments) -> None:
+        """Where sampled answers are compared, one alone would ask nobody, and train nothing."""
+        key, count = "num_completions", args.num_completions
+        if args.responses is not None:
+            key, count = "responses", len(args.responses)
+        if self.is_online and self.needs.compares_responses and count < 2:
+            raise UserError(f"{key}: expected at least 2 answers to compare, got {count}")
 
     def _make_engine(self) -> Engine:
         """Who draws the answers; a method that reads a data set needs some only to estimate a KL."""

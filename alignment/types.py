@@ -364,6 +364,14 @@ class Needs:
         return self.sampler not in ("dataset", "prev")
 
     @property
+    def compares_responses(self) -> bool:
+        """Whether the loss reads responses of a prompt against each other: one alone would teach it nothing.
+
+        A loss that holds for any sampler of full support is one of their differences.
+        """
+        return self.feedback in ("pairs", "prefs") or self.opponent == "group" or self.full_support
+
+    @property
     def allows_reuse(self) -> bool:
         """Whether a rollout may serve several steps: the loss reads how likely its responses were when sampled."""
         return self.stages == 1 and any(isinstance(spec, Behaviour) for spec in self.anchors)

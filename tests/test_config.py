@@ -529,6 +529,36 @@ def test_unmet_needs_of_a_method_that_samples(write: Write, overrides: list[str]
     assert errors_of(write(ONLINE), overrides) == [line]
 
 
+@pytest.mark.parametrize(
+    ("method", "compares"),
+    [
+        ("{name: egpo, tau: 0.1}", True),
+        ("{name: omd, tau: 0.1}", True),
+        ("{name: online_ipo, tau: 0.1}", True),
+        ("{name: online_dpo, beta: 0.1}", True),
+        ("{name: ipo_md, tau: 0.1, mix: 0.25}", True),
+        ("{name: spo}", True),
+        ("{name: maxmin, base: {name: egpo, tau: 0.1}}", True),
+        # Its opponent is the reference, and no longer the group.
+        ("{name: maxmin, base: {name: spo}}", False),
+        ("{name: nash_md, tau: 0.1, mix: 0.25}", False),
+        ("{name: nash_mp, tau: 0.1, eta: 0.2}", False),
+        ("{name: nash_prox, tau: 0.1, eta: 0.2}", False),
+    ],
+)
+def test_one_answer_is_not_compared(write: Write, method: str, compares: bool) -> None:
+    rule = "{kind: rule, rule: shorter}"
+    panel = [f"oracle={{kind: panel, members: {{a: {rule}, b: {rule}}}}}"] if "maxmin" in method else []
+    overrides = [f"method={method}", *panel, "sampling.num_completions=1"]
+    listed = [*overrides, "sampling.engine=enumerate", "sampling.responses=[a, b]"]
+    assert load_recipe(write(ONLINE), listed).recipe.sampling.responses == ["a", "b"]
+    if compares:
+        line = "sampling.num_completions: expected at least 2 answers to compare, got 1"
+        assert errors_of(write(ONLINE), overrides) == [line]
+    else:
+        assert load_recipe(write(ONLINE), overrides).recipe.sampling.num_completions == 1
+
+
 def test_unmet_needs_of_a_method_that_reads(write: Write) -> None:
     assert errors_of(write(OFFLINE), ["schedule.kind=online"]) == [
         "method 'dpo' learns from a fixed data set: expected schedule.kind = 'offline', got 'online'"

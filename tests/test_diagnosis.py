@@ -67,3 +67,15 @@ def test_what_is_not_there_or_small_is_not_said(changes: dict[str, float]) -> No
 def test_a_rise_of_both_is_no_fall_and_missing_metrics_are_not_looked_for() -> None:
     assert known_failures(BEFORE, SOUND | {"chosen_logps": -90.0, "rejected_logps": -95.0}) == ()
     assert known_failures({"loss": 1.0}, {"loss": 0.9}) == ()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", sorted({*BEFORE, *SOUND}))
+def test_a_figure_that_is_no_number_is_not_said(name: str, when: str) -> None:
+    """As a run that trains on nothing leaves it; all that the others show is said still."""
+    lost = {"win_rate_vs_ref": 0.42, "win_rate_vs_ref_high": 0.48, "undesirable": 0.9, "target_attainment": 0.02}
+    before, after = {**BEFORE}, {**SOUND, **lost, "margin": 0.0, "accuracy_of_shorter": 0.4}
+    every = known_failures(before, after)
+    (before if when == "before" else after)[name] = float("nan")
+    said = known_failures(before, after)
+    assert set(said) <= set(every) and not any("nan" in text for text in said)

@@ -114,6 +114,9 @@ def _source_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     if not samples and recipe.data.preferences is None:
         problems.append(f"method '{name}' reads its responses: it needs data.preferences; the recipe has data.prompts")
     problems += _round_problems(name, needs, recipe)
+    # All of the responses that are enumerated count.
+    if needs.samples_in_batches and needs.compares_responses and recipe.sampling.engine != "enumerate":
+        problems += _answer_problems(recipe)
     if recipe.sampling.steps_per_rollout > 1 and not needs.allows_reuse:
         problems.append(
             f"sampling.steps_per_rollout: method '{name}' takes one step on a rollout, got "
@@ -157,10 +160,7 @@ def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
     problems = []
     if sampling.engine == "enumerate":
         problems.append("sampling.engine: rounds sample their answers, got 'enumerate'; use 'transformers' or 'vllm'")
-    if sampling.num_completions < 2:
-        problems.append(
-            f"sampling.num_completions: expected at least 2 answers to compare, got {sampling.num_completions}"
-        )
+    problems += _answer_problems(recipe)
     is_power = sampling.num_completions & (sampling.num_completions - 1) == 0
     if schedule.pairs == "knockout" and not (sampling.num_completions >= 2 and is_power):
         problems.append(
@@ -168,6 +168,14 @@ def _round_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
             f"{sampling.num_completions}"
         )
     return problems
+
+
+def _answer_problems(recipe: Recipe) -> list[str]:
+    """One answer to a prompt is met by none: a run would ask nobody, and train nothing."""
+    num_completions = recipe.sampling.num_completions
+    if num_completions >= 2:
+        return []
+    return [f"sampling.num_completions: expected at least 2 answers to compare, got {num_completions}"]
 
 
 def _store_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:

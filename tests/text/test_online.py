@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment.arguments import AlignmentArguments
+from alignment.errors import UserError
 from alignment.games import PreferenceGame
 from alignment.oracles import MatrixOracle
 from alignment.trainer import PreferenceTrainer
@@ -58,6 +59,21 @@ def trainer_of(name: str, folder: object, **changes: Any) -> PreferenceTrainer:
         oracle=MatrixOracle(transitive_game().prefs_XAA, responses=SYMBOLS),
         method={"name": name, **METHODS[name]},
     )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_answer_teaches_a_policy_or_is_refused(name: str, tmp_path: object) -> None:
+    """Pairs and wins inside a group need two; against an opponent's answer one is enough."""
+    if name not in ("nash_mp", "nash_prox"):
+        with pytest.raises(UserError, match="num_completions: expected at least 2 answers to compare, got 1"):
+            trainer_of(name, tmp_path, num_completions=1)
+        with pytest.raises(UserError, match="responses: expected at least 2 answers to compare, got 1"):
+            trainer_of(name, tmp_path, engine="enumerate", responses=list(SYMBOLS[:1]))
+        return
+    trainer = trainer_of(name, tmp_path, num_completions=1)
+    trainer.train()
+    assert trainer.count_oracle_calls() == 2 * 64
+    assert exact_win_rate(symbol_policy(trainer.model)) > 0.51
 
 
 def exact_win_rate(policy_XA: Tensor) -> float:
