@@ -198,6 +198,10 @@ def _check_bos(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -
             "from the data, or from the turns in tokenizer.chat_template",
         )
     at_start = sum(row.prompt_ids[0] == bos for row in rows)
+    if not at_start:
+        is_raw = all(row.row.prompt[0].role == RAW_TEXT for row in rows)
+        why = "the tokenizer puts none before raw text" if is_raw else "neither tokenizer nor template puts it there"
+        return Finding("BOS", "ok", f"no row begins with {tokenizer.bos_token}: {why}")
     return Finding("BOS", "ok", f"{tokenizer.bos_token} once at the start of {at_start:,} of {len(rows):,} rows")
 
 

@@ -150,6 +150,20 @@ def test_raw_text_for_a_model_with_a_template(diagnose: Callable[..., Examinatio
     assert of_template().verdict == "ok"
 
 
+def test_rows_that_begin_with_no_bos(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    """The tiny tokenizer has one, which its template alone writes: no fault, and no count of nothing."""
+
+    def of_bos(*overrides: str) -> Finding:
+        return next(finding for finding in diagnose(*overrides).findings if finding.check == "BOS")
+
+    assert of_bos() == Finding("BOS", "ok", "<|bos|> once at the start of 36 of 36 rows")
+    raw = of_bos("data.preferences.prompt_role=text")
+    assert raw == Finding("BOS", "ok", "no row begins with <|bos|>: the tokenizer puts none before raw text")
+    write_model(tmp_path / "model", template=CHAT_TEMPLATE.replace("{{ bos_token }}", ""))
+    said = "no row begins with <|bos|>: neither tokenizer nor template puts it there"
+    assert of_bos() == Finding("BOS", "ok", said)
+
+
 def test_no_end_token(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
     settings = tmp_path / "model" / "tokenizer_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": None}))
