@@ -65,6 +65,19 @@ class Player:
         return self.model is None and self.server is None
 
 
+def check_sampler(spec: DecodingSpec | None) -> None:
+    """Refuse an engine whose library is not installed, before anything is read or written.
+
+    Args:
+        spec: how models answer; ``None`` where no model does.
+
+    Raises:
+        UserError: naming the extra that holds it.
+    """
+    if spec is not None:
+        check_engine(spec.engine, None)
+
+
 def find_player(name: str, spec: AnswererSpec, read_answers: Callable[[Path], Sequence[tuple[str, ...]]]) -> Player:
     """Find a model or where it is served, or read the answers of a file.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignment.answering import Player, Progress, find_player, written_answers
+from alignment.answering import Player, Progress, check_sampler, find_player, written_answers
 from alignment.config import DataSource
 from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec, annotations_file
 from alignment.errors import UserError
@@ -109,6 +109,7 @@ def evaluate(recipe: EvaluationRecipe, *, announce: Announce, progress: Progress
             for good.
     """
     folder = Path(recipe.output_dir)
+    check_sampler(recipe.sampling)
     prompts = _read_prompts(recipe, announce)
     _check_length_control(recipe, prompts)
     players = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from alignment.answering import Player, Progress, discard_chunks, find_player, sample_answers
+from alignment.answering import Player, Progress, check_sampler, discard_chunks, find_player, sample_answers
 from alignment.artefacts import Artefact
 from alignment.config.evaluation import MTBenchJudgeSpec, MTBenchRecipe
 from alignment.evaluation.manifests import (
@@ -111,6 +111,7 @@ def evaluate_mt_bench(recipe: MTBenchRecipe, *, progress: Progress) -> MTBenchRe
             fails for good.
     """
     folder, spec = Path(recipe.output_dir), recipe.prompts
+    check_sampler(recipe.sampling)
     whole = read_questions(Path(spec.path), references=None if spec.references is None else Path(spec.references))
     questions = whole[: spec.limit]
     players = [

@@ -1,5 +1,6 @@
 """What a stranger may get wrong in evaluating: exit code 2, and one line that says what is there and what to do."""
 
+import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -96,3 +97,17 @@ def test_a_mistake_is_a_line_with_the_next_step(
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (stopped.value.code, out) == (2, "") and WRONG[command] in line
     assert not (folder / "out" / "outputs").exists(), "nobody has answered"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
+def test_a_missing_engine_is_said_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    server = "policies.mine={server: {base_url: 'http://127.0.0.1:9/v1', model: m}}"
+    sampling = "sampling={temperature: 1.0, max_new_tokens: 4, engine: vllm}"
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "eval.yaml", server, "policies.mine.outputs=null", sampling, "output_dir=unmade"])
+    line = "error: the engine 'vllm' needs the package 'vllm': expected the extra `vllm` "
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith(line)
+    assert not (folder / "unmade").exists()

@@ -1,5 +1,6 @@
 """MT-Bench from answers to figures: numbers worked out by hand, FastChat's files, nothing that is paid for twice."""
 
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -241,6 +242,15 @@ def test_mistakes_are_found_before_anybody_is_asked(overrides: str, tree: dict[s
     with pytest.raises(UserError, match=BAD[overrides]):
         run(tree, None, *split)
     assert not (tmp_path / "out" / "model_answer").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there")
+def test_a_missing_engine_is_said_first(tree: dict[str, Any], tmp_path: Path) -> None:
+    served = {"mine": {"server": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}}}
+    sampling = {"temperature": 1.0, "max_new_tokens": 4, "engine": "vllm"}
+    with pytest.raises(UserError, match="the engine 'vllm' needs the package 'vllm': expected the extra `vllm`"):
+        run({**tree, "policies": served, "opponents": [], "sampling": sampling})
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_tables(tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
