@@ -97,16 +97,27 @@ def counted_once(batch: Batch, state: GradientState, *, num_rows: int, ranks: Ra
     return replace(batch, row_weight_B=batch.row_weight_B * is_own_B)
 
 
-def check_context(rows: Sequence[EncodedRow], config: PreTrainedConfig, *, max_new_tokens: int) -> None:
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """The longest sequence of a model; ``None`` where no position is the last, without position embeddings."""
+    try:
+        return int(config.get_text_config().max_position_embeddings)
+    except AttributeError:
+        return None
+
+
+def check_context(rows: Sequence[EncodedRow], limit: int | None, *, max_new_tokens: int) -> None:
     """An answer must fit behind every prompt: past its last position a model breaks, or says what nobody trained.
+
+    Args:
+        rows: whose prompts are answered.
+        limit: positions of the model; ``None`` for any number.
+        max_new_tokens: longest answer.
 
     Raises:
         UserError: naming the longest prompt.
     """
-    try:
-        limit = int(config.get_text_config().max_position_embeddings)
-    except AttributeError:
-        return  # Without position embeddings there is no last position.
+    if limit is None:
+        return
     too_long = [item for item in rows if len(item.prompt_ids) + max_new_tokens > limit]
     if too_long:
         longest = max(too_long, key=lambda item: len(item.prompt_ids))

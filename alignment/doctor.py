@@ -6,8 +6,9 @@ Every check looks for a fault that trains without an error and shows in the resu
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,8 +16,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from alignment.arguments import AlignmentArguments
-from alignment.batches import check_feedback, rows_to_encode
-from alignment.config import LoRASpec, PolicySpec, Recipe, build_arguments
+from alignment.batches import check_context, check_feedback, num_positions, rows_to_encode
+from alignment.config import LoRASpec, PolicySpec, Recipe, SamplingSpec, build_arguments
 from alignment.data import (
     RAW_TEXT,
     EncodedRow,
@@ -25,8 +26,11 @@ from alignment.data import (
     stop_token_ids,
 )
 from alignment.errors import UserError
+from alignment.generation import ServerOptions, VLLMOptions, check_engine, read_options
+from alignment.generation.http import read_key
 from alignment.methods._card import Options
 from alignment.models import load_tokenizer
+from alignment.oracles import check_keys, check_models, oracle_name
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
 from alignment.textgame import is_address, resolve_model
 from alignment.tiny import tiny_model
@@ -101,6 +105,7 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
     boundaries: tuple[Boundary, ...] = ()
     try:
         findings += _check_numbers(recipe)
+        findings += _check_engine_and_oracle(recipe)
         said: list[str] = []
         data = _attempt("data", lambda: prepare_data(recipe.data, seed=recipe.seed, announce=said.append))
         findings += [Finding("data", "ok", line.removeprefix("data: ")) for line in said]
@@ -119,6 +124,10 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         findings.append(_check_eos(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_merges(rows, tokenizer))
         findings += _check_truncation(recipe, encoded, len(rows))
+        if _samples(recipe) and recipe.sampling.engine != "enumerate":
+            held_out = rows_to_encode(data.evaluation, method.needs, args)
+            also = _attempt("encoding", lambda: encode_as_asked(held_out, tokenizer, recipe.data)[0])
+            findings.append(_check_room(recipe, (*encoded.rows, *also.rows)))
         findings.append(_check_learning_rate(recipe, args, len(encoded.rows)))
         findings.append(_check_reference(recipe, tokenizer))
         if recipe.policy.lora is not None:
@@ -140,6 +149,43 @@ def _attempt(check: str, action: Any) -> Any:
         return action()
     except (UserError, FileNotFoundError) as error:
         raise _EndOfExamination(Finding(check, "fail", str(error))) from None
+
+
+# Who answers, and who is asked
+
+
+def _samples(recipe: Recipe) -> bool:
+    return recipe.samples_in_rounds or recipe.build_method().needs.samples_in_batches
+
+
+def _check_engine_and_oracle(recipe: Recipe) -> Iterator[Finding]:
+    """Packages, keys and models, without which training ends before its first step. Nobody is asked."""
+    judge = None if recipe.evaluation is None else recipe.evaluation.oracle
+    oracles = [spec for spec in (*(own.oracle for own in recipe.by_player().values()), judge) if spec is not None]
+    checks: list[Callable[[], None]] = [partial(_check_sampler, recipe.sampling)] if _samples(recipe) else []
+    checks += [partial(check, spec) for spec in oracles for check in (check_keys, check_models)]
+    faults = dict.fromkeys(fault for check in checks if (fault := _fault(check)) is not None)
+    for fault in faults:
+        yield Finding("engine and oracle", "fail", fault)
+    if checks and not faults:
+        engine = [f"answers by '{recipe.sampling.engine}'"] if _samples(recipe) else []
+        asked = [f"judged by {name}" for name in dict.fromkeys(map(oracle_name, oracles))]
+        yield Finding("engine and oracle", "ok", ", ".join((*engine, *asked)))
+
+
+def _check_sampler(sampling: SamplingSpec) -> None:
+    check_engine(sampling.engine, sampling.engine_options)
+    options = read_options(sampling.engine, sampling.engine_options)
+    if isinstance(options, VLLMOptions | ServerOptions):
+        read_key(options)
+
+
+def _fault(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 # Data
@@ -265,6 +311,15 @@ def _check_merges(rows: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> Fi
 
 def _check_truncation(recipe: Recipe, encoded: EncodeResult, num_rows: int) -> Iterator[Finding]:
     lost = 1.0 - len(encoded.rows) / num_rows
+    longest = recipe.data.max_prompt_length + recipe.data.max_completion_length
+    faults = [*_truncation_faults(encoded, lost, longest, _positions(recipe.policy))]
+    yield from faults
+    if all(fault.verdict != "fail" for fault in faults):
+        counts = f"{lost:.1%} of the rows left out, {len(encoded.truncated):,} completions cut"
+        yield Finding("truncation", "ok", f"{counts}, {longest:,} tokens")
+
+
+def _truncation_faults(encoded: EncodeResult, lost: float, longest: int, positions: int | None) -> Iterator[Finding]:
     if lost > _MANY:
         yield Finding(
             "truncation",
@@ -280,8 +335,6 @@ def _check_truncation(recipe: Recipe, encoded: EncodeResult, num_rows: int) -> I
             f"in {len(equal):,} of {len(encoded.rows):,} rows nothing of what differs between the responses is left, "
             f"first {equal[0]}: raise data.max_completion_length",
         )
-    longest = recipe.data.max_prompt_length + recipe.data.max_completion_length
-    positions = _positions(recipe.policy)
     if positions is not None and longest > positions:
         yield Finding(
             "truncation",
@@ -289,14 +342,24 @@ def _check_truncation(recipe: Recipe, encoded: EncodeResult, num_rows: int) -> I
             f"data.max_prompt_length + data.max_completion_length = {longest:,} tokens, the model has {positions:,} "
             "positions: lower them",
         )
-    cut = len(encoded.truncated)
-    yield Finding("truncation", "ok", f"{lost:.1%} of the rows left out, {cut:,} completions cut, {longest:,} tokens")
+
+
+def _check_room(recipe: Recipe, rows: Sequence[EncodedRow]) -> Finding:
+    limit, longest_answer = _positions(recipe.policy), recipe.sampling.max_new_tokens
+    try:
+        check_context(rows, limit, max_new_tokens=longest_answer)
+    except UserError as error:
+        return Finding("room", "fail", str(error))
+    longest = max((len(row.prompt_ids) for row in rows), default=0)
+    room = "" if limit is None else f", in {limit:,} positions"
+    said = f"an answer of {longest_answer:,} tokens fits behind the longest prompt, of {longest:,}{room}"
+    return Finding("room", "ok", said)
 
 
 def _positions(policy: PolicySpec) -> int | None:
     if policy.tiny is not None:
         return policy.tiny.max_position_embeddings
-    return cast(int | None, _config(policy.model).to_dict().get("max_position_embeddings"))
+    return num_positions(_config(policy.model))
 
 
 def _config(name: str | None) -> Any:

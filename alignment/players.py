@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment import types
 from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
-from alignment.batches import EncodedRows, check_context
+from alignment.batches import EncodedRows, check_context, num_positions
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, stop_token_ids
@@ -331,9 +331,8 @@ class Player:
             prompts = prompts[number - 1 :: self.recipe.schedule.rounds]
         started = time.perf_counter()
         policy = self._speaker(self._models.load(self.policy_after(number - 1)))
-        check_context(
-            (*self.prompts, *self.held_out), policy.model.config, max_new_tokens=self.recipe.sampling.max_new_tokens
-        )
+        limit = num_positions(policy.model.config)
+        check_context((*self.prompts, *self.held_out), limit, max_new_tokens=self.recipe.sampling.max_new_tokens)
         rows = answer_prompts(
             policy,
             prompts,

@@ -34,6 +34,7 @@ from alignment.batches import (
     check_feedback,
     counted_once,
     encode_for,
+    num_positions,
 )
 from alignment.data import Batch, EncodedRow, Row, stop_token_ids
 from alignment.errors import UserError
@@ -193,7 +194,8 @@ class PreferenceTrainer(ResumableTrainer):
         check_feedback(train_rows, self.needs)
         eval_rows = encode_for(self.needs, eval_dataset, processing_class, args) if eval_dataset else ()
         if self.is_online and args.engine == "transformers":
-            check_context((*train_rows, *eval_rows), model.config, max_new_tokens=args.max_new_tokens)
+            limit = num_positions(model.config)
+            check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)
         super().__init__(
             model=model,
             args=count_steps(args, self.iteration_steps),

@@ -3,6 +3,7 @@
 The model's folder holds a tokenizer and a configuration and no weights, so whatever passes has loaded none.
 """
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -178,8 +179,10 @@ def test_an_end_at_which_sampling_does_not_stop(diagnose: Callable[..., Examinat
 
 
 def test_truncation(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
-    found = failed(diagnose("data.max_completion_length=64"))
+    examination = diagnose("data.max_completion_length=64")
+    found = failed(examination)
     assert list(found) == ["truncation"] and "the model has 64 positions" in found["truncation"]
+    assert [finding.verdict for finding in examination.findings if finding.check == "truncation"] == ["fail"]
     long = [{**line, "prompt": line["prompt"] + " number" * 40 * (i % 4 > 0)} for i, line in enumerate(LINES)]
     write_lines(tmp_path / "pairs.jsonl", long)
     found = failed(diagnose())
@@ -257,6 +260,81 @@ def test_held_out_prompts_that_are_trained_on(diagnose: Callable[..., Examinatio
     assert diagnose("data.eval_fraction=0.5", "data.decontaminate={}").is_sound
     found = failed(diagnose(f"data.evaluation={{path: {tmp_path / 'pairs.jsonl'}}}"))
     assert list(found) == ["data"] and "expected prompts that are not trained on" in found["data"]
+
+
+SAMPLED = (
+    *("method={name: egpo, tau: 0.1}", "schedule.kind=online", "data.preferences=null"),
+    *("sampling={max_new_tokens: 32}", "oracle={kind: rule, rule: shorter}"),
+)
+
+
+def sampled(diagnose: Callable[..., Examination], tmp_path: Path, *overrides: str) -> Examination:
+    prompts = f"data.prompts={{path: {tmp_path / 'pairs.jsonl'}, prompt_role: user}}"
+    return diagnose(*SAMPLED, prompts, *overrides)
+
+
+def test_a_sound_recipe_that_samples(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    findings = sampled(diagnose, tmp_path).findings
+    found = {finding.check: (finding.verdict, finding.text) for finding in findings}
+    assert found["engine and oracle"] == ("ok", "answers by 'transformers', judged by rule shorter")
+    verdict, said = found["room"]
+    assert verdict == "ok" and said.startswith("an answer of 32 tokens fits behind the longest prompt, of ")
+    assert said.endswith("in 64 positions")
+    listed = sampled(diagnose, tmp_path, "sampling.engine=enumerate", "sampling.responses=[a, b]").findings
+    assert "room" not in [finding.check for finding in listed], "answers that are listed are read, not sampled"
+
+
+JUDGE = "{kind: judge, model: m, base_url: 'http://127.0.0.1:9/v1', api_key_env: NO_SUCH_KEY}"
+NO_KEY = "expected the key in the environment variable NO_SUCH_KEY, found it unset"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (f"oracle={JUDGE}", NO_KEY),
+        (f"oracle={{kind: mixture, members: [{JUDGE}, {{kind: rule, rule: shorter}}]}}", NO_KEY),
+        ("oracle={kind: pairwise, model: nowhere}", "expected a model with its tokenizer at 'nowhere'"),
+        ("oracle={kind: bradley_terry, model: nowhere}", "expected a model with its tokenizer at 'nowhere'"),
+        ("oracle={kind: language_model, model: nowhere}", "expected a model with its tokenizer at 'nowhere'"),
+        pytest.param(
+            "sampling.engine=vllm",
+            "the engine 'vllm' needs the package 'vllm': expected the extra `vllm`",
+            marks=pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is there"),
+        ),
+    ],
+)
+def test_who_is_not_there_to_answer_or_to_judge(
+    diagnose: Callable[..., Examination], tmp_path: Path, override: str, said: str
+) -> None:
+    found = failed(sampled(diagnose, tmp_path, override))
+    assert list(found) == ["engine and oracle"] and said in found["engine and oracle"]
+
+
+def test_who_is_not_there_to_judge_held_out_answers(diagnose: Callable[..., Examination]) -> None:
+    """A method that reads its data set asks nobody else."""
+    found = failed(diagnose("data.eval_fraction=0.2", f"evaluation={{oracle: {JUDGE}}}"))
+    assert list(found) == ["engine and oracle"] and NO_KEY in found["engine and oracle"]
+
+
+def test_a_server_without_its_key_draws_no_answers(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    server = "{base_url: 'http://127.0.0.1:9/v1', model: m, api_key_env: NO_SUCH_KEY, serves_policy: true}"
+    rounds = ("method={name: inpo, tau: 0.005, eta: 0.0075}", "schedule={kind: iterative}")
+    engine = ("sampling.engine=openai", f"sampling.server={server}")
+    found = failed(sampled(diagnose, tmp_path, *rounds, *engine))
+    assert list(found) == ["engine and oracle"] and "environment variable NO_SUCH_KEY" in found["engine and oracle"]
+
+
+@pytest.mark.parametrize("method", ["egpo", "inpo"])
+def test_no_room_for_an_answer(diagnose: Callable[..., Examination], tmp_path: Path, method: str) -> None:
+    """As training says it, in batches and in rounds; held-out prompts are answered, too."""
+    rounds = ("method={name: inpo, tau: 0.005, eta: 0.0075}", "schedule={kind: iterative}")
+    overrides = rounds if method == "inpo" else ()
+    found = failed(sampled(diagnose, tmp_path, *overrides, "sampling.max_new_tokens=64"))
+    assert list(found) == ["room"] and "expected room for max_new_tokens = 64 behind every prompt" in found["room"]
+    write_lines(tmp_path / "held_out.jsonl", [{"prompt": "number " * 20 + str(i)} for i in range(4)])
+    held_out = f"data.evaluation={{path: {tmp_path / 'held_out.jsonl'}, prompt_role: user}}"
+    found = failed(sampled(diagnose, tmp_path, *overrides, held_out, "sampling.max_new_tokens=40"))
+    assert list(found) == ["room"] and "4 of 44 prompts leave none" in found["room"]
 
 
 def test_the_command(diagnose: Callable[..., Examination], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

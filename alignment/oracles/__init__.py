@@ -4,6 +4,7 @@ from alignment.oracles.base import BothOrders, OneOrder, SettledOracle, ask, pre
 from alignment.oracles.build import (
     build_oracle,
     check_keys,
+    check_models,
     check_oracle,
     content_digest,
     deciding_keys,
@@ -44,6 +45,7 @@ __all__ = [
     "ask",
     "build_oracle",
     "check_keys",
+    "check_models",
     "check_oracle",
     "content_digest",
     "deciding_keys",

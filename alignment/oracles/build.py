@@ -28,6 +28,7 @@ from alignment.oracles.models import (
     BradleyTerryOracle,
     LabelOracle,
     PairwiseOracle,
+    check_model,
     load_classifier,
     load_language_model,
     model_version,
@@ -417,6 +418,17 @@ def check_keys(spec: Mapping[str, Any]) -> None:
     for leaf in leaves_of(spec):
         if isinstance(leaf, JudgeSpec):
             leaf.read_key()
+
+
+def check_models(spec: Mapping[str, Any]) -> None:
+    """Refuse models that run here and are not there; no weights are loaded.
+
+    Raises:
+        UserError: naming the model; and as :func:`check_oracle`.
+    """
+    for leaf in leaves_of(spec):
+        if isinstance(leaf, RewardSpec | PairwiseSpec | LanguageModelSpec):
+            check_model(leaf.model)
 
 
 def leaves_of(spec: Mapping[str, Any]) -> tuple[OracleSpec, ...]:

@@ -13,6 +13,7 @@ import peft
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -139,6 +140,23 @@ class LabelOracle:
             texts.append(outcome.prompt_ids)
         logits = _logits(self.model, self.tokenizer, texts, self.batch_size)
         return logits[:, self.label_ids].softmax(-1)[:, 0]
+
+
+def check_model(path: str) -> None:
+    """Refuse a model whose tokenizer or configuration is not there. No weights are loaded, nor looked for.
+
+    Args:
+        path: a folder or a name on the Hub; of a LoRA adapter its tokenizer is looked for.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    try:
+        AutoTokenizer.from_pretrained(path)
+        if not Path(path, "adapter_config.json").exists():
+            AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"oracle.model: expected a model with its tokenizer at '{path}' ({error})") from None
 
 
 def load_classifier(path: str, *, num_labels: int | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
