@@ -1,6 +1,7 @@
 """``AlignmentArguments``: what a trainer is told, on top of ``transformers.TrainingArguments``."""
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,52 @@ from alignment.ranks import Ranks
 from alignment.stages import Sampling
 
 Freshness = Literal["auto", "fresh"]
+
+
+def _is_rate(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+def _is_decay(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def _is_count(value: float) -> bool:
+    return value >= 1
+
+
+# Fields of transformers -> what is in range, and how that is said. Transformers says it in the words of optimizers and
+# loaders, after data and models are loaded, or not at all.
+_RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (_is_rate, "a finite number of at least 0"),
+    "weight_decay": (_is_rate, "a finite number of at least 0"),
+    "adam_beta1": (_is_decay, "a number in [0, 1)"),
+    "adam_beta2": (_is_decay, "a number in [0, 1)"),
+    "adam_epsilon": (_is_rate, "a finite number of at least 0"),
+    "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
+    "per_device_train_batch_size": (_is_count, "at least 1"),
+    "per_device_eval_batch_size": (_is_count, "at least 1"),
+    "gradient_accumulation_steps": (_is_count, "at least 1"),
+    "dataloader_num_workers": (lambda value: value >= 0, "at least 0"),
+}
+
+
+def range_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of ``transformers.TrainingArguments`` that no training is possible with, one line each.
+
+    Args:
+        values: by field; one that is not there has its default, which is in range.
+    """
+    for name, (is_in_range, expected) in _RANGES.items():
+        if name in values and not is_in_range(values[name]):
+            yield f"{name}: expected {expected}, got {values[name]}"
+    num_epochs = values.get("num_train_epochs", 1)
+    if values.get("max_steps", -1) == -1 and not 0 < num_epochs < math.inf:
+        yield f"num_train_epochs: expected a finite number above 0 without max_steps, got {num_epochs}"
+    interval = values.get("logging_steps", 1)
+    is_whole = interval >= 1 and float(interval).is_integer()
+    if values.get("logging_strategy", "steps") == "steps" and not (is_whole or 0 < interval < 1):
+        yield f"logging_steps: expected a whole number above 0, or a fraction of the run below 1, got {interval}"
 
 
 @dataclass
@@ -142,12 +189,8 @@ def _problems(args: AlignmentArguments) -> list[str]:
     trackers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
     for name in {*trackers} - {"none", "all", *get_available_reporting_integrations()}:
         problems.append(f"report_to: expected a tracker that is installed, got {name}; install its package")
-    if args.max_steps == 0 or args.max_steps < -1:
-        problems.append(f"max_steps: expected at least 1, or -1 for num_train_epochs, got {args.max_steps}")
+    problems += range_problems(vars(args))
     for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
         "num_completions",
         "opponent_completions",
         "max_new_tokens",

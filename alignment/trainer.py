@@ -1,5 +1,6 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
+import enum
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -606,8 +607,9 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
-        # Older releases take no argument.
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        with _naming("training.optim, training.optim_args", "an optimizer", self.args.optim, self.args.optim_args):
+            # Older releases take no argument.
+            optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
             self.optimizer = ExtraGradient(optimizer)
         return self.optimizer
@@ -627,9 +629,13 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
-        if self.iteration_steps == 1 or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        scheduler = super().create_scheduler(num_training_steps // self.iteration_steps, optimizer)
+        is_iterated = self.iteration_steps > 1 and self.lr_scheduler is None
+        num_points = num_training_steps // self.iteration_steps if is_iterated else num_training_steps
+        keys, args = "training.lr_scheduler_type, training.lr_scheduler_kwargs", self.args
+        with _naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs):
+            scheduler = super().create_scheduler(num_points, optimizer)
+        if not is_iterated:
+            return scheduler
         if not isinstance(scheduler, LambdaLR):
             raise UserError(
                 f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for "
@@ -772,3 +778,17 @@ class PreferenceTrainer(ResumableTrainer):
             self.groups.state = state["groups"]
         if self.average is not None:
             self.average.load(state["average"])
+
+
+@contextmanager
+def _naming(keys: str, what: str, kind: Any, options: Any) -> Iterator[None]:
+    """What transformers makes of a kind and its options: its own words name no key, and often no option."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        # Enumerations of transformers are text with a value.
+        name = str(kind.value) if isinstance(kind, enum.Enum) else str(kind)
+        given = "no options" if options is None else f"the options {options!r}"
+        raise UserError(f"{keys}: expected what makes {what}, got '{name}' with {given} ({error})") from error

@@ -681,6 +681,20 @@ def test_contradicting_training_keys_are_a_users_error(write: Write) -> None:
         build_arguments(recipe)
 
 
+def test_numbers_of_the_training_block_are_named_by_their_keys(write: Write) -> None:
+    """In Python the same lines have no block."""
+    from alignment.config import build_arguments
+
+    wrong = ["training.learning_rate=-1", "training.max_steps=0", "training.report_to=nobody"]
+    with pytest.raises(UserError) as caught:
+        build_arguments(load_recipe(write(OFFLINE), wrong).recipe)
+    assert sorted(str(caught.value).splitlines()) == [
+        "training.learning_rate: expected a finite number of at least 0, got -1",
+        "training.max_steps: expected at least 1, or -1 for num_train_epochs, got 0",
+        "training.report_to: expected a tracker that is installed, got nobody; install its package",
+    ]
+
+
 def test_another_kind_of_oracle_brings_its_own_keys(write: Write) -> None:
     write("extends: recipes/egpo/tiny.yaml", "base.yaml")
     noisy = load_recipe(write("extends: base.yaml\noracle: {flip: 0.1}")).recipe

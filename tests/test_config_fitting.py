@@ -75,6 +75,16 @@ def test_the_resolved_recipe_reads_back(good: Path, load: object, tmp_path: Path
     assert load(tmp_path / "resolved.yaml").recipe == recipe  # type: ignore[operator]
 
 
+def test_numbers_of_the_training_block_are_named_by_their_keys(good: Path) -> None:
+    recipe = load_sft_recipe(good, ["training.learning_rate=-1", "training.logging_steps=0"]).recipe
+    with pytest.raises(UserError) as caught:
+        build_config(SFTConfig, recipe)
+    assert str(caught.value).splitlines() == [
+        "training.learning_rate: expected a finite number of at least 0, got -1",
+        "training.logging_steps: expected a whole number above 0, or a fraction of the run below 1, got 0",
+    ]
+
+
 def test_the_defaults_are_those_of_transformers(good: Path) -> None:
     """Whatever TRL changes: a recipe that is silent trains as ``alignment train`` would."""
     plain = TrainingArguments(output_dir="runs/test", use_cpu=True, report_to="none")

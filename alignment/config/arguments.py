@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from alignment.arguments import AlignmentArguments
 from alignment.config.schema import EvaluationSpec, Recipe
@@ -53,10 +53,16 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             win_rate_prompts=evaluation.num_prompts,
             **patience | _current_names(recipe.training) | rhythm,
         )
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError("\n".join(map(_with_block, str(error).splitlines()))) from None
     except ValueError as error:
         raise UserError(f"training: {error}") from error
+
+
+def _with_block(line: str) -> str:
+    """A line about a field of transformers begins with the field's name; a recipe has it under ``training``."""
+    is_field = line.partition(":")[0] in TrainingArguments.__dataclass_fields__
+    return f"training.{line}" if is_field else line
 
 
 def build_callbacks(recipe: Recipe) -> list[TrainerCallback]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
+from alignment.arguments import range_problems
 from alignment.checkpoints import last_checkpoint
 from alignment.config.fitting import ComparisonData, DemonstrationData, RewardRecipe, SFTRecipe
 from alignment.data import EncodedRow, Row
@@ -62,7 +63,13 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
     """TRL's arguments with the defaults of transformers, so that ``training`` means the same in every recipe.
 
     TRL's own would switch on bfloat16 and gradient checkpointing, and change the learning rate and the logging.
+
+    Raises:
+        UserError: for a number that no training is possible with, or keys that contradict one another.
     """
+    problems = [f"training.{line}" for line in range_problems(recipe.training)]
+    if problems:
+        raise UserError("\n".join(problems))
     own, theirs = TrainingArguments.__dataclass_fields__, kind.__dataclass_fields__
     defaults = {
         name: spec.default

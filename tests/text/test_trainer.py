@@ -404,8 +404,74 @@ def test_mistakes_are_named_before_training(
     ):
         with pytest.raises(UserError, match=said):
             PreferenceTrainer(**{**common, **dpo, key: value})
-    for name, value in (("report_to", "nobody"), ("max_steps", 0), ("per_device_train_batch_size", 0)):
-        with pytest.raises(UserError, match=f"{name}: expected"):
-            arguments(tmp_path, **{name: value})
+    with pytest.raises(UserError, match="report_to: expected"):
+        arguments(tmp_path, report_to="nobody")
     with pytest.raises(UserError, match="method_options"):
         PreferenceTrainer(**common, processing_class=tokenizer, method={"name": "dpo", "beta": 0.1}, method_options={})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate: expected a finite number of at least 0, got -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number of at least 0, got nan"),
+        ({"adam_beta1": 1.0}, "adam_beta1: expected a number in [0, 1), got 1.0"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers: expected at least 0, got -1"),
+        ({"max_steps": 0}, "max_steps: expected at least 1, or -1 for num_train_epochs, got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1, got 0"),
+        (
+            {"max_steps": -1, "num_train_epochs": 0},
+            "num_train_epochs: expected a finite number above 0 without max_steps, got 0",
+        ),
+        *(
+            (
+                {"logging_strategy": "steps", "logging_steps": value},
+                "logging_steps: expected a whole number above 0, or a fraction of the run below 1, got " + str(value),
+            )
+            for value in (0, -1, 2.5, float("inf"))
+        ),
+    ],
+    ids=str,
+)
+def test_numbers_that_nothing_trains_with_are_refused(settings: dict[str, Any], said: str, tmp_path: object) -> None:
+    with pytest.raises(UserError) as caught:
+        arguments(tmp_path, **settings)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"optim_args": "foo"},
+            r"training\.optim, training\.optim_args: expected what makes an optimizer, got 'sgd' "
+            r"with the options 'foo' \(not enough values to unpack",
+        ),
+        (
+            {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"foo": 1}},
+            r"training\.lr_scheduler_type, training\.lr_scheduler_kwargs: expected what makes a scheduler, got "
+            r"'linear' with the options \{'foo': 1\} \(.* unexpected keyword argument 'foo'\)",
+        ),
+    ],
+    ids=["optimizer", "scheduler"],
+)
+@pytest.mark.parametrize("method", [{"name": "dpo", "beta": 0.1}, {"name": "egpo", "tau": 0.1}], ids=["one", "two"])
+def test_what_makes_no_optimizer_or_scheduler_is_named(
+    method: dict[str, Any],
+    settings: dict[str, Any],
+    said: str,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: object,
+) -> None:
+    """With one stage an iteration and with two, whose scheduler and optimizer are wrapped."""
+    trainer = PreferenceTrainer(
+        model=model,
+        args=arguments(tmp_path, **settings),
+        train_dataset=pair_rows(),
+        processing_class=tokenizer,
+        oracle=RuleOracle(shorter),
+        method=method,
+    )
+    with pytest.raises(UserError, match=said):
+        trainer.train()
