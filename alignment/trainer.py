@@ -194,6 +194,11 @@ class PreferenceTrainer(ResumableTrainer):
         train_rows = encode_for(self.needs, train_dataset, processing_class, args)
         check_feedback(train_rows, self.needs)
         eval_rows = encode_for(self.needs, eval_dataset, processing_class, args) if eval_dataset else ()
+        if not eval_rows and args.eval_strategy != "no":
+            raise UserError(
+                "eval_strategy: expected held-out rows (eval_dataset, or in a recipe data.evaluation or "
+                f"data.eval_fraction), got none with '{args.eval_strategy.value}'"
+            )
         if self.is_online and args.engine == "transformers":
             limit = num_positions(model.config)
             check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)

@@ -725,6 +725,15 @@ def test_an_evaluation_that_cannot_be_is_refused(write: Write, overrides: list[s
     assert found.startswith(line)
 
 
+def test_an_evaluation_by_the_trainer_needs_held_out_prompts(write: Write) -> None:
+    said = "training.eval_strategy: expected held-out prompts (data.evaluation or data.eval_fraction), got none"
+    for text in (OFFLINE, ONLINE):
+        (found,) = errors_of(write(text), ["training.eval_strategy=steps", "data.eval_fraction=0"])
+        assert found.startswith(said)
+        load_recipe(write(text), ["training.eval_strategy=no", "data.eval_fraction=0"])
+        load_recipe(write(text), ["training.eval_strategy=steps", "data.eval_fraction=0.1"])
+
+
 def test_an_evaluation_becomes_arguments(write: Write) -> None:
     """Its rhythm is that of the trainer; an answer may be as long as what the recipe samples, or reads."""
     from alignment.config import build_arguments

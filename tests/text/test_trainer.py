@@ -404,6 +404,8 @@ def test_mistakes_are_named_before_training(
     ):
         with pytest.raises(UserError, match=said):
             PreferenceTrainer(**{**common, **dpo, key: value})
+    with pytest.raises(UserError, match=r"eval_strategy: expected held-out rows \(eval_dataset, .* with 'epoch'"):
+        PreferenceTrainer(**{**common, **dpo, "args": arguments(tmp_path, eval_strategy="epoch")})
     with pytest.raises(UserError, match="report_to: expected"):
         arguments(tmp_path, report_to="nobody")
     with pytest.raises(UserError, match="method_options"):
