@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact
 from alignment.config import Recipe
 from alignment.models import load_causal_model, load_policy, lora_config
-from alignment.weights import adapter_weights, idle_adapter
+from alignment.weights import adapter_weights, add_adapter, idle_adapter
 
 
 class RoundModels:
@@ -43,7 +43,7 @@ class RoundModels:
         model, lora = self.load(policy), self._spec.lora
         if lora is None or isinstance(model, PeftModel):
             return model
-        return get_peft_model(model, lora_config(lora, "CAUSAL_LM"))
+        return add_adapter(model, lora_config(lora, "CAUSAL_LM"))
 
     def frozen(self, policy: Artefact, *, beside: Any) -> FrozenPolicy:
         """A policy to be read; of an adapter its weights alone, for the place of those of the model beside it."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import AutocastKwargs
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -86,7 +86,7 @@ from alignment.stages import (
 )
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
-from alignment.weights import TrainableWeights
+from alignment.weights import TrainableWeights, add_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class PreferenceTrainer(ResumableTrainer):
         self.iteration_steps = self.needs.stages * args.steps_per_rollout
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
-            model = get_peft_model(model, peft_config)
+            model = add_adapter(model, peft_config)
         check_precision(model, self.needs, args, keeps_average=args.average_decay is not None)
         train_rows = encode_for(self.needs, train_dataset, processing_class, args)
         check_feedback(train_rows, self.needs)

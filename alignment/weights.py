@@ -3,14 +3,18 @@
 For a LoRA adapter this is the adapter alone: a slow target, a past policy or another player costs no second base model.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from alignment.errors import UserError
 from alignment.sharding import assign, exchanged, gathered, parameters_of, whole
 
 
@@ -57,6 +61,34 @@ class TrainableWeights:
         assert values.keys() == self.values.keys(), "the values of another model"
         for name, value in self.values.items():
             value.copy_(values[name])
+
+
+def add_adapter(model: Any, config: PeftConfig) -> Any:
+    """The model with a new adapter.
+
+    Raises:
+        UserError: if the adapter fits no part of the model.
+    """
+    with naming_targets(model, config):
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def naming_targets(model: nn.Module, config: PeftConfig) -> Iterator[None]:
+    """While an adapter is made of ``config``: modules that cannot take it are refused with names of some that can."""
+    try:
+        yield
+    except (ValueError, re.error) as error:
+        # The newest peft has a class for some of these; others have only their words.
+        if not isinstance(error, re.error) and not str(error).startswith(("Target module", "No modules were targeted")):
+            raise
+        matrices = (nn.Linear, nn.Embedding, Conv1D)
+        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, matrices)})
+        asked = vars(config)["target_modules"]
+        raise UserError(
+            f"policy.lora.target_modules: expected names of modules of the model, such as [{', '.join(names[:8])}], or "
+            f"all-linear, got {sorted(asked) if isinstance(asked, set) else repr(asked)}"
+        ) from error
 
 
 def adapter_weights(model: PeftModel, folder: str | Path) -> TrainableWeights:

@@ -574,7 +574,7 @@ def test_a_folder_with_a_configuration_is_enough(call: Any, tmp_path: Path) -> N
         (("recipes/dpo/no.yaml",), "no file 'recipes/dpo/no.yaml'"),
         (("recipes/sft/tiny_hh.yaml",), "of `alignment train`, found one of `alignment sft` or `alignment reward`"),
         ((QWEN, "policy.model=mine/unknown"), "expected the configuration of 'mine/unknown'"),
-        ((QWEN, "policy.lora={rank: 4, target_modules: [nowhere]}"), "policy.lora: expected modules of the model"),
+        ((QWEN, "policy.lora={rank: 4, target_modules: [nowhere]}"), "policy.lora.target_modules: expected names of"),
         ((QWEN, "training.optim=lion_8bit"), "training.optim: expected one of adamw_torch, adamw_torch_fused, sgd"),
         ((QWEN, "training.deepspeed=zero.json"), "training: expected the launch in a file of its own (--accelerate)"),
         (

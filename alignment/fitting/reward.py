@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import peft
 from rich.console import Console
 from transformers import TrainerCallback, set_seed
 from trl import RewardConfig
@@ -26,6 +25,7 @@ from alignment.rewards.em import log_sigmoid
 from alignment.rewards.pairs import StrictPairs, TextPair, strict_pairs
 from alignment.rewards.separation import accuracy
 from alignment.rewards.text import TextBradleyTerry
+from alignment.weights import add_adapter
 
 
 def run(recipe: RewardRecipe) -> FitResult:
@@ -63,7 +63,7 @@ def run(recipe: RewardRecipe) -> FitResult:
             model.to(args.device)
         if recipe.policy.lora is not None:
             set_seed(recipe.seed)
-            model = peft.get_peft_model(model, lora_config(recipe.policy.lora, "SEQ_CLS"))
+            model = add_adapter(model, lora_config(recipe.policy.lora, "SEQ_CLS"))
         # In a mixture nothing but the last models is kept, and nothing is evaluated on the way.
         quiet = {} if recipe.mixture is None else {"save_strategy": "no", "eval_strategy": "no"}
         return TextBradleyTerry(model, tokenizer, lambda: build_config(RewardConfig, recipe, **quiet), [callback])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
 from alignment.ranks import Ranks
 from alignment.rewards.pairs import check_plain, preferred
+from alignment.weights import naming_targets
 
 # What the table shows of TRL's metrics: theirs -> ours.
 _SHOWN = {"eval_loss": "loss, nats a token", "eval_mean_token_accuracy": "token accuracy"}
@@ -52,15 +54,19 @@ def run(recipe: SFTRecipe) -> FitResult:
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
         write_report(data, folder)
-    trainer = SFTTrainer(
-        model=load_policy(recipe.policy, tokenizer, seed=recipe.seed),
-        args=args,
-        train_dataset=as_dataset(train_set),
-        eval_dataset=as_dataset(eval_set) if eval_set else None,
-        processing_class=tokenizer,
-        peft_config=None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM"),
-        callbacks=[RunFiles(folder, recipe.to_yaml())],
-    )
+    model = load_policy(recipe.policy, tokenizer, seed=recipe.seed)
+    adapter = None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM")
+    # TRL makes the adapter itself: in what precision is a matter of the launch.
+    with nullcontext() if adapter is None else naming_targets(model, adapter):
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=as_dataset(train_set),
+            eval_dataset=as_dataset(eval_set) if eval_set else None,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[RunFiles(folder, recipe.to_yaml())],
+        )
     # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes.
     trainer.args.eval_on_start = bool(eval_set)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -5,7 +5,6 @@ from typing import Any
 
 import peft
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,6 +23,7 @@ from alignment.logps import has_dropout
 from alignment.models import lora_config
 from alignment.textgame import build_world, is_address, untrained_model, word_tokenizer
 from alignment.tiny import tiny_model
+from alignment.weights import add_adapter
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # NF4 with constants quantised twice (arXiv 2305.14314, sec. 3): 4 bits, a byte for 64 numbers, 4 for 64 x 256.
@@ -86,10 +86,7 @@ def outline_policy(
         outer = {base.get_input_embeddings().weight, base.get_output_embeddings().weight}
         policy: Any = base
         if spec.lora is not None:
-            try:
-                policy = get_peft_model(base, lora_config(spec.lora, "CAUSAL_LM"))
-            except ValueError as error:
-                raise UserError(f"policy.lora: expected modules of the model, got {error}") from None
+            policy = add_adapter(base, lora_config(spec.lora, "CAUSAL_LM"))
     parameters = list(policy.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     loaded = sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from alignment.cli import main
 from alignment.config.fitting import RewardRecipe, load_reward_recipe, load_sft_recipe
 from alignment.data import encode_rows, read_rows, split_rows
+from alignment.errors import UserError
 from alignment.fitting import reward, sft
 from alignment.rewards import text
 from alignment.rewards.pairs import strict_pairs
@@ -121,3 +122,15 @@ def test_what_cannot_be_honoured_is_one_line(
         main(["reward", str(write(tmp_path, [row])), "data.eval_fraction=0"])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert stop.value.code == 2 and len(errors) == 1 and message in errors[0]
+
+
+def test_an_adapter_of_no_module_is_refused(tmp_path: Path) -> None:
+    """Of both commands: TRL makes the adapter of one, and peft has other words for a model with a head."""
+    path = write(tmp_path, separable_pairs())
+    nowhere = ["policy.lora={rank: 2, target_modules: [foo]}"]
+    for fit in (
+        lambda: sft.run(load_sft_recipe(path, nowhere).recipe),
+        lambda: reward.run(load_reward_recipe(path, nowhere).recipe),
+    ):
+        with pytest.raises(UserError, match=r"policy\.lora\.target_modules: expected .*q_proj.*, got \['foo'\]"):
+            fit()

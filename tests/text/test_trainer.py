@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import (
     LlamaForCausalLM,
@@ -406,6 +407,11 @@ def test_mistakes_are_named_before_training(
             PreferenceTrainer(**{**common, **dpo, key: value})
     with pytest.raises(UserError, match=r"eval_strategy: expected held-out rows \(eval_dataset, .* with 'epoch'"):
         PreferenceTrainer(**{**common, **dpo, "args": arguments(tmp_path, eval_strategy="epoch")})
+    for modules, found in ((["foo"], r"\['foo'\]"), (["norm"], r"\['norm'\]"), ("q_proj", "'q_proj'"), ("[", r"'\['")):
+        lora = LoraConfig(target_modules=modules)
+        said = r"policy\.lora\.target_modules: expected names of modules of the model, such as \[.*q_proj.*, got "
+        with pytest.raises(UserError, match=said + found):
+            PreferenceTrainer(**common, **dpo, peft_config=lora)
     with pytest.raises(UserError, match="report_to: expected"):
         arguments(tmp_path, report_to="nobody")
     with pytest.raises(UserError, match="method_options"):
