@@ -101,17 +101,31 @@ def load_card(name: str) -> type[Method]:
     """The card class of a method, by name or by dotted path (``mylab.methods:Foo``).
 
     Raises:
-        UserError: if there is none; the nearest name is suggested.
+        UserError: if there is none, or something else; the nearest name is suggested.
     """
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         try:
-            return cast(type[Method], importlib.import_module(module_name).__dict__[attribute])
-        except (ImportError, KeyError) as error:
+            card = importlib.import_module(module_name).__dict__[attribute]
+        # TypeError and ValueError: a name that begins with a dot, and none at all.
+        except (ImportError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"method '{name}': expected 'module:Class' that can be imported, got {error!r}") from error
+        fault = _why_no_card(card)
+        if fault is not None:
+            raise UserError(f"method.name: expected 'module:Class' of a method's card, got '{name}', {fault}")
+        return cast(type[Method], card)
     if name not in method_names():
         raise UserError(f"unknown method '{name}'{nearest(name, method_names())}; `alignment methods` lists all")
     return cast(type[Method], importlib.import_module(f"alignment.methods.{name}").METHOD)
+
+
+def _why_no_card(found: Any) -> str | None:
+    """What an object lacks to be the card of a method, after ``got 'module:Class', ``."""
+    if not isinstance(found, type):
+        return f"of type {type(found).__name__}"
+    if not dataclasses.is_dataclass(found):
+        return "a class that is no dataclass"
+    return None if "needs" in dir(found) else "a dataclass without needs"
 
 
 def build_method(spec: Mapping[str, Any]) -> Method:

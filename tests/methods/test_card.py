@@ -54,11 +54,26 @@ def test_dotted_paths_reach_other_peoples_cards() -> None:
         build_method({"name": "mylab:Toy"})
 
 
-@pytest.mark.parametrize("name", ["mylab:Missing", "no_such_module:Toy"])
+@pytest.mark.parametrize("name", ["mylab:Missing", "no_such_module:Toy", ":Toy", ".mylab:Toy"])
 def test_a_path_that_leads_nowhere_is_named(name: str) -> None:
     """Whether the module or the class is missing."""
     with pytest.raises(UserError, match=rf"method '{name}': expected 'module:Class' that can be imported"):
         load_card(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("os:path", "of type module"),
+        ("math:pi", "of type float"),
+        ("pathlib:Path", "a class that is no dataclass"),
+        ("alignment.data:Turn", "a dataclass without needs"),
+    ],
+)
+def test_a_path_that_leads_to_no_card_is_named(name: str, found: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_method({"name": name})
+    assert str(caught.value) == f"method.name: expected 'module:Class' of a method's card, got '{name}', {found}"
 
 
 @pytest.mark.parametrize(
