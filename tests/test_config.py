@@ -327,6 +327,9 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        ("lr=1", "unknown key 'lr'; did you mean 'training.learning_rate'?"),
+        ("epochs=3", "unknown key 'epochs'; did you mean 'training.num_train_epochs'?"),
+        ("training.lr=1", "unknown key 'training.lr'; did you mean 'training.learning_rate'?"),
         ("method.nme=ipo", "unknown key 'method.nme'; did you mean 'method.name'?"),
         ("method.bta=0.2", "unknown key 'method.bta'; did you mean 'method.beta'?"),
         ("polcy.model=x", "unknown key 'polcy'; did you mean 'policy'?"),
@@ -485,8 +488,8 @@ def test_all_errors_are_reported_together_needs_first(write: Write) -> None:
 def test_an_unknown_key_in_another_block_comes_before_a_near_spelling() -> None:
     known = ("method.name", "method.temperament", "sampling.temperature", "sampling.opponent.temperature")
     assert unknown_key("method.temperature", known).endswith("did you mean 'sampling.temperature'?")
-    assert unknown_key("training.lr", ("training", "training.tf32", "training.learning_rate")) == (
-        "unknown key 'training.lr' (known: training.learning_rate, training.tf32)"
+    assert unknown_key("training.xy", ("training", "training.tf32", "training.learning_rate")) == (
+        "unknown key 'training.xy' (known: training.learning_rate, training.tf32)"
     )
 
 

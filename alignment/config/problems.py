@@ -27,6 +27,19 @@ _EXPECTED = {
     "literal_error": "{expected}",
 }
 
+# What other trainers call fields of transformers, in the training block or without one.
+_CALLED = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "wandb": "report_to",
+}
+
 
 def describe_problems(
     error: ValidationError, tree: Any, *, prefix: str = "", known: Collection[str] = ()
@@ -77,10 +90,14 @@ def _walk(details: ErrorDetails, node: Any) -> Iterator[str | int]:
 def unknown_key(key: str, known: Collection[str]) -> str:
     """``unknown key 'method.nme'; did you mean 'method.name'?``
 
-    A key of the same name in another block comes first, then the nearest spelling in the same block, then anywhere.
+    What other trainers call a key of ``training`` comes first, then a key of the same name in another block, then the
+    nearest spelling in the same block, then anywhere.
     """
     # Items of a list share the keys of their block.
     parent, _, leaf = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")
+    called = f"training.{_CALLED.get(leaf)}"
+    if parent in ("", "training") and called in known:
+        return f"unknown key '{key}'; did you mean '{called}'?"
     namesakes = [name for name in known if name.rpartition(".")[2] == leaf]
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     strangers = [name for name in known if name not in siblings.values() and name != parent]

@@ -33,19 +33,6 @@ _REMOVED = {
     "use_mps_device": "leave it out, the device is found",
 }
 
-# What other trainers call fields of transformers.
-_CALLED = {
-    "lr": "learning_rate",
-    "batch_size": "per_device_train_batch_size",
-    "train_batch_size": "per_device_train_batch_size",
-    "epochs": "num_train_epochs",
-    "num_epochs": "num_train_epochs",
-    "steps": "max_steps",
-    "scheduler": "lr_scheduler_type",
-    "optimizer": "optim",
-    "wandb": "report_to",
-}
-
 # Fields that another key owns, or that our trainer does not read.
 _NOT_HERE = {
     "output_dir": "it is a key of its own: write output_dir at the top level",
@@ -86,8 +73,6 @@ def training_problems(block: Mapping[str, Any], known: Collection[str]) -> dict[
         elif name not in _fields():
             if name in _REMOVED:
                 problems[key] = f"{key}: transformers 5 removed it; {_REMOVED[name]}"
-            elif name in _CALLED:
-                problems[key] = f"unknown key '{key}'; did you mean 'training.{_CALLED[name]}'?"
             else:
                 problems[key] = unknown_key(key, known)
         elif not _fits(value, _fields()[name]):
