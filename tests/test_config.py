@@ -330,6 +330,7 @@ def test_an_option_set_for_the_wrong_method_is_not_dropped(write: Write) -> None
         ("lr=1", "unknown key 'lr'; did you mean 'training.learning_rate'?"),
         ("epochs=3", "unknown key 'epochs'; did you mean 'training.num_train_epochs'?"),
         ("training.lr=1", "unknown key 'training.lr'; did you mean 'training.learning_rate'?"),
+        ("policy.chat_template=t.jinja", "policy: expected policy.chat_template only with policy.model, got it with"),
         ("method.nme=ipo", "unknown key 'method.nme'; did you mean 'method.name'?"),
         ("method.bta=0.2", "unknown key 'method.bta'; did you mean 'method.beta'?"),
         ("polcy.model=x", "unknown key 'polcy'; did you mean 'policy'?"),

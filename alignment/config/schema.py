@@ -78,6 +78,15 @@ class ModelSpec(Block):
             raise ValueError(f"expected exactly one of policy.model and policy.tiny, got {found}")
         return self
 
+    @model_validator(mode="after")
+    def _a_tiny_model_has_its_own_template(self) -> Self:
+        if self.tiny is not None and self.chat_template is not None:
+            raise ValueError(
+                "expected policy.chat_template only with policy.model, got it with policy.tiny, whose tokenizer is "
+                "made with a template of its own; remove it (policy.chat_template=null)"
+            )
+        return self
+
 
 class PolicySpec(ModelSpec):
     """The model that is trained, and the reference that it is compared with (by default: the model before training)."""
