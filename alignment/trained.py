@@ -172,8 +172,14 @@ def _model_folder(path: Path, checkpoint: int | None) -> Path:
         return path
     if _has_model(path / "final"):
         return path / "final"
-    hint = f"; its checkpoints: {listed}" if there else ""
+    hint = f"; its checkpoints: {listed}" if there else _last_round(path)
     raise UserError(f"{path}: expected a language model there or in {path / 'final'}, found none{hint}")
+
+
+def _last_round(run: Path) -> str:
+    """Of a run that stands between rounds: where the last one's model is, for the end of an error."""
+    rounds = [int(part.name.removeprefix("round-")) for part in run.glob("round-[0-9]*") if _has_model(part / "model")]
+    return f"; there is round-{max(rounds)}/model" if rounds else ""
 
 
 def _has_model(folder: Path) -> bool:

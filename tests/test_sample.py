@@ -152,6 +152,17 @@ def test_mistakes_are_one_line(case: str, runs: Mapping[str, Path], tmp_path: Pa
     assert expected in command(*(argument.format(**values) for argument in arguments), code=2)
 
 
+def test_a_run_between_rounds_says_where_its_model_is(
+    runs: Mapping[str, Path], tmp_path: Path, command: Command
+) -> None:
+    """As ``--one-round`` leaves it; the tenth comes after the second."""
+    for name in ("round-1", "round-2", "round-10"):
+        shutil.copytree(runs["rounds"] / "round-1" / "model", tmp_path / name / "model")
+    # Begun, and without a model.
+    (tmp_path / "round-11").mkdir()
+    assert command(tmp_path, code=2).endswith("found none; there is round-10/model")
+
+
 def test_a_model_of_unknown_origin_needs_prompts(runs: Mapping[str, Path], tmp_path: Path, command: Command) -> None:
     """The same weights without their recipe: they answer, and nothing says what is held out or the reference."""
     shutil.copytree(runs["whole"] / "final", tmp_path / "plain")
