@@ -160,6 +160,8 @@ class PreferenceTrainer(ResumableTrainer):
         self.num_questions = 0
         if processing_class is None:
             raise UserError("expected processing_class=tokenizer, got None")
+        if train_dataset is None:
+            raise UserError("expected train_dataset=read_rows(...).rows, got None")
         if not isinstance(model, PreTrainedModel | PeftModel):
             raise UserError(
                 f"expected model=AutoModelForCausalLM.from_pretrained(...), a model, got {type(model).__name__}"

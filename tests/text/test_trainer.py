@@ -401,6 +401,7 @@ def test_mistakes_are_named_before_training(
     for key, value, said in (
         ("model", "gpt2", r"expected model=AutoModelForCausalLM\.from_pretrained\(\.\.\.\), a model, got str"),
         ("args", TrainingArguments(use_cpu=True), r"expected args=AlignmentArguments\(\.\.\.\), got TrainingArguments"),
+        ("train_dataset", None, r"expected train_dataset=read_rows\(\.\.\.\)\.rows, got None"),
         ("train_dataset", [*pair_rows(), *dicts], r"found a dict among \d+; alignment\.data\.read_rows\(DATA\)\.rows"),
     ):
         with pytest.raises(UserError, match=said):
