@@ -1,7 +1,9 @@
 """``AlignmentArguments``: what a trainer is told, on top of ``transformers.TrainingArguments``."""
 
+import enum
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -211,3 +213,20 @@ def _problems(args: AlignmentArguments) -> list[str]:
     if args.win_rate_temperature == 0 and (args.win_rate_completions > 1 or args.engine == "enumerate"):
         problems.append("win_rate_temperature: 0 gives one answer to a prompt, sampled: expected a number above 0")
     return problems
+
+
+@contextmanager
+def naming(keys: str, what: str, kind: Any, options: Any) -> Iterator[None]:
+    """While the context is open, a fault of what transformers is to make is said with the keys that ask for it.
+
+    Its own words name no key, and often no option.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        # Enumerations of transformers are text with a value.
+        name = str(kind.value) if isinstance(kind, enum.Enum) else str(kind)
+        given = "no options" if options is None else f"the options {options!r}"
+        raise UserError(f"{keys}: expected what makes {what}, got '{name}' with {given} ({error})") from error

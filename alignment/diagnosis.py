@@ -99,7 +99,7 @@ def _stays_wrong(before: Mapping[str, float], after: Mapping[str, float]) -> str
     if after["undesirable"] <= max(_SMALL_SHARE, wrong / 2.0):
         return None
     return (
-        f"{after['undesirable']:.1%} of the held-out pairs ended in the undesirable set: their loss fell, and the "
-        f"rejected response is still the likelier one, as it is for the reference in {wrong:.1%} of all. A margin that "
-        "does not depend on a wrong reference helps: constrained preference optimization (2605.20834); or more steps"
+        f"in {after['undesirable']:.1%} of the held-out pairs the loss fell although the rejected response is still "
+        f"the likelier one (the undesirable set of 2605.20834); the reference ranks {wrong:.1%} of all pairs wrongly: "
+        "train for more steps, or try constrained preference optimization, whose margin does not depend on it"
     )

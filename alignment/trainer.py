@@ -1,6 +1,5 @@
 """The one training skeleton: transformers' Trainer with a rollout before the loss and, where needed, two stages."""
 
-import enum
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
-from alignment.arguments import AlignmentArguments
+from alignment.arguments import AlignmentArguments, naming
 from alignment.batches import (
     Collator,
     EncodedRows,
@@ -614,7 +613,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
-        with _naming("training.optim, training.optim_args", "an optimizer", self.args.optim, self.args.optim_args):
+        with naming("training.optim, training.optim_args", "an optimizer", self.args.optim, self.args.optim_args):
             # Older releases take no argument.
             optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
@@ -639,7 +638,7 @@ class PreferenceTrainer(ResumableTrainer):
         is_iterated = self.iteration_steps > 1 and self.lr_scheduler is None
         num_points = num_training_steps // self.iteration_steps if is_iterated else num_training_steps
         keys, args = "training.lr_scheduler_type, training.lr_scheduler_kwargs", self.args
-        with _naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs):
+        with naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs):
             scheduler = super().create_scheduler(num_points, optimizer)
         if not is_iterated:
             return scheduler
@@ -785,17 +784,3 @@ class PreferenceTrainer(ResumableTrainer):
             self.groups.state = state["groups"]
         if self.average is not None:
             self.average.load(state["average"])
-
-
-@contextmanager
-def _naming(keys: str, what: str, kind: Any, options: Any) -> Iterator[None]:
-    """What transformers makes of a kind and its options: its own words name no key, and often no option."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, ValueError, ImportError) as error:
-        # Enumerations of transformers are text with a value.
-        name = str(kind.value) if isinstance(kind, enum.Enum) else str(kind)
-        given = "no options" if options is None else f"the options {options!r}"
-        raise UserError(f"{keys}: expected what makes {what}, got '{name}' with {given} ({error})") from error
