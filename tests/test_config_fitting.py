@@ -76,12 +76,15 @@ def test_the_resolved_recipe_reads_back(good: Path, load: object, tmp_path: Path
 
 
 def test_numbers_of_the_training_block_are_named_by_their_keys(good: Path) -> None:
-    recipe = load_sft_recipe(good, ["training.learning_rate=-1", "training.logging_steps=0"]).recipe
+    wrong = ["training.learning_rate=-1", "training.logging_steps=0", "training.eval_strategy=epoch"]
+    recipe = load_sft_recipe(good, [*wrong, "data.eval_fraction=0"]).recipe
     with pytest.raises(UserError) as caught:
         build_config(SFTConfig, recipe)
     assert str(caught.value).splitlines() == [
         "training.learning_rate: expected a finite number of at least 0, got -1",
         "training.logging_steps: expected a whole number above 0, or a fraction of the run below 1, got 0",
+        "training.eval_strategy: expected held-out rows (data.evaluation or data.eval_fraction), got none; name some, "
+        "or write training.eval_strategy=no",
     ]
 
 

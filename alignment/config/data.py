@@ -113,6 +113,11 @@ class RowsSpec(Block):
     def sources(self) -> tuple[DataSource, ...]:
         """What is trained on."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any rows are held out."""
+        return self.evaluation is not None or self.eval_fraction > 0
+
     @abstractmethod
     def refusal(self, formats: Collection[str]) -> str | None:
         """What is wrong with files of these formats here, or ``None``."""

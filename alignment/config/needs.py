@@ -199,9 +199,8 @@ def _scoring_problems(name: str, needs: Needs, recipe: Recipe) -> list[str]:
 
 def _evaluation_problems(name: str, recipe: Recipe) -> list[str]:
     """A win rate needs a judge, held-out prompts, and answers that can be sampled; any evaluation needs prompts."""
-    has_held_out = recipe.data.evaluation is not None or recipe.data.eval_fraction > 0
     if recipe.evaluation is None:
-        if has_held_out or recipe.training.get("eval_strategy", "no") == "no":
+        if recipe.data.holds_out or recipe.training.get("eval_strategy", "no") == "no":
             return []
         return [
             "training.eval_strategy: expected held-out prompts (data.evaluation or data.eval_fraction), got none; name "
@@ -212,7 +211,7 @@ def _evaluation_problems(name: str, recipe: Recipe) -> list[str]:
         problems.append(
             f"evaluation.oracle: method '{name}' trains without an oracle: expected one that judges, got none"
         )
-    if not has_held_out:
+    if not recipe.data.holds_out:
         problems.append("evaluation: expected held-out prompts (data.evaluation or data.eval_fraction), got none")
     if recipe.evaluation.temperature == 0 and recipe.sampling.engine == "enumerate":
         problems.append("evaluation.temperature: expected a number above 0 for enumerated responses, got 0")

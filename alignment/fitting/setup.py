@@ -68,6 +68,11 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
         UserError: for a number that no training is possible with, or keys that contradict one another.
     """
     problems = [f"training.{line}" for line in range_problems(recipe.training)]
+    if recipe.training.get("eval_strategy", "no") != "no" and not recipe.data.holds_out:
+        problems.append(
+            "training.eval_strategy: expected held-out rows (data.evaluation or data.eval_fraction), got none; name "
+            "some, or write training.eval_strategy=no"
+        )
     if problems:
         raise UserError("\n".join(problems))
     own, theirs = TrainingArguments.__dataclass_fields__, kind.__dataclass_fields__
