@@ -250,13 +250,13 @@ class Player:
                     self._say(number, f"{self._name_of(index)}finished before, {described}")
                 else:
                     self._train(number, index, model)
+                    # A trainer and its callbacks know each other: its models would stay beside those of the next round.
+                    gc.collect()
+                    torch.cuda.empty_cache()
                 # The next fit reads what the first process writes.
                 self.ranks.wait()
         # So do others.
         self.ranks.wait()
-        # A trainer and its callbacks know each other: its models would stay beside those of the next stage.
-        gc.collect()
-        torch.cuda.empty_cache()
 
     def check_before(self, number: int, stage: str) -> None:
         """What a stage that runs by itself expects.

@@ -236,6 +236,7 @@ def test_what_is_sampled_does_not_depend_on_how_a_batch_is_divided(name: str, tm
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=steps,
             per_device_eval_batch_size=batch_size,
+            max_steps=2,
             # Adam divides by next to nothing here, and makes something of rounding.
             optim="sgd",
             learning_rate=0.5,
