@@ -189,7 +189,7 @@ def measure(setting: dict[str, Any], options: argparse.Namespace, **training: An
         trainer.add_callback(steps)
         trainer.create_optimizer()
         for target, name, part in (
-            (CausalLMPolicy, "sample", "generation"),
+            (CausalLMPolicy, "sample_by_seeds", "generation"),
             *((member, "prefer", "oracle") for member in members),
             (AnchorSet, "score", "anchors"),
             (alignment.trainer, "score", "forward"),

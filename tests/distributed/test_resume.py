@@ -81,7 +81,9 @@ def test_resumed_on_another_number_of_processes(
     launch(run, processes=processes, batch=8 // processes, recipe=recipe, overrides=begins, config=config)
     launch(run, processes=others, batch=8 // others, recipe=recipe, overrides=(*ends, RESUMES), config=config)
     launch(alone, processes=1, batch=8, recipe=recipe, overrides=ends)
-    assert losses(run) == pytest.approx(losses(alone), rel=0, abs=1e-5)
+    expected = losses(alone)
+    # What rounding adds to a mean is of the size of its terms.
+    assert losses(run) == pytest.approx(expected, rel=0, abs=1e-5 * max(1.0, *map(abs, expected)))
     assert len(losses(run)) == 4
     torch.testing.assert_close(parameters(run), parameters(alone), rtol=0, atol=1e-5)
     counts = [json.loads((folder / "summary.json").read_text())["oracle_calls"] for folder in (run, alone)]
