@@ -126,8 +126,10 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         findings += _check_truncation(recipe, encoded, len(rows))
         if _samples(recipe) and recipe.sampling.engine != "enumerate":
             held_out = rows_to_encode(data.evaluation, method.needs, args)
-            also = _attempt("encoding", lambda: encode_as_asked(held_out, tokenizer, recipe.data)[0])
-            findings.append(_check_room(recipe, (*encoded.rows, *also.rows)))
+            answered = encoded.rows
+            if held_out:
+                answered += _attempt("encoding", lambda: encode_as_asked(held_out, tokenizer, recipe.data)[0]).rows
+            findings.append(_check_room(recipe, answered))
         findings.append(_check_learning_rate(recipe, args, len(encoded.rows)))
         findings.append(_check_reference(recipe, tokenizer))
         if recipe.policy.lora is not None:

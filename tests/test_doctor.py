@@ -280,6 +280,7 @@ def test_a_sound_recipe_that_samples(diagnose: Callable[..., Examination], tmp_p
     verdict, said = found["room"]
     assert verdict == "ok" and said.startswith("an answer of 32 tokens fits behind the longest prompt, of ")
     assert said.endswith("in 64 positions")
+    assert not failed(sampled(diagnose, tmp_path, "data.eval_fraction=0")), "nobody need be held out"
     listed = sampled(diagnose, tmp_path, "sampling.engine=enumerate", "sampling.responses=[a, b]").findings
     assert "room" not in [finding.check for finding in listed], "answers that are listed are read, not sampled"
 
