@@ -12,7 +12,9 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
+from alignment.generation import Engine, check_engine, engine_refusal
 from alignment.types import Ema, Needs
 
 
@@ -73,6 +75,40 @@ def check_mixture(needs: Needs, *, is_fsdp2: bool, is_adapter: bool) -> None:
         raise UserError(
             "policy.lora: expected all weights under FSDP2 where answers are drawn from a mixture with the reference, "
             "got an adapter, whose base model is the reference; use DDP or ZeRO, or give policy.ref_model"
+        )
+
+
+def check_sampling(needs: Needs, args: AlignmentArguments, engine: Engine | None) -> None:
+    """Refuse samples that are not the policy's, or of which the method would learn nothing.
+
+    Args:
+        needs: of the method.
+        args: of the training.
+        engine: that a trainer was given in place of the one that ``args`` describe.
+
+    Raises:
+        UserError: naming the argument.
+    """
+    if engine is not None and not engine.takes_weights:
+        raise UserError(
+            f"engine: expected one that samples from the policy's own weights, got {type(engine).__name__}, whose "
+            "server knows nothing of the policy that is trained"
+        )
+    if needs.samples_in_batches:
+        check_engine(args.engine, args.engine_options)
+        refusal = engine_refusal(args.engine, needs)
+        if refusal is not None:
+            raise UserError(refusal)
+        key, count = "num_completions", args.num_completions
+        if args.responses is not None:
+            key, count = "responses", len(args.responses)
+        # One alone would ask nobody, and train nothing.
+        if needs.compares_responses and count < 2:
+            raise UserError(f"{key}: expected at least 2 answers to compare, got {count}")
+    if args.steps_per_rollout > 1 and not needs.allows_reuse:
+        raise UserError(
+            f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
+            "would be about samples of a policy that is gone; more need one that reads the behaviour's log-probs"
         )
 
 

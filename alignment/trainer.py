@@ -40,7 +40,7 @@ from alignment.data import Batch, EncodedRow, Row, stop_token_ids
 from alignment.errors import UserError
 from alignment.evaluation import ReferenceMatch
 from alignment.functional import preference_metrics
-from alignment.generation import build_engine, check_engine, engine_refusal
+from alignment.generation import build_engine
 from alignment.generation.engine import Engine
 from alignment.generation.weights import lora_rank
 from alignment.groups import GroupWelfare, calibrate, check_panel
@@ -58,6 +58,7 @@ from alignment.launch import (
     check_launch,
     check_mixture,
     check_precision,
+    check_sampling,
     check_stages,
     keep_optimizer,
 )
@@ -180,13 +181,7 @@ class PreferenceTrainer(ResumableTrainer):
             if self.needs.stages > 1:
                 keep_optimizer(args.deepspeed_plugin)
         self.sampling = args.sampling()
-        self._check_engine(args, engine)
-        self._check_answers(args)
-        if args.steps_per_rollout > 1 and not self.needs.allows_reuse:
-            raise UserError(
-                f"steps_per_rollout: expected 1, got {args.steps_per_rollout}: after its first step the method's loss "
-                "would be about samples of a policy that is gone; more need one that reads the behaviour's log-probs"
-            )
+        check_sampling(self.needs, args, engine)
         self.iteration_steps = self.needs.stages * args.steps_per_rollout
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
@@ -258,26 +253,6 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _count_questions(self) -> int:
         return int(self._total(torch.tensor(self.num_questions)))
-
-    def _check_engine(self, args: AlignmentArguments, engine: Engine | None) -> None:
-        if engine is not None and not engine.takes_weights:
-            raise UserError(
-                f"engine: expected one that samples from the policy's own weights, got {type(engine).__name__}, whose "
-                "server knows nothing of the policy that is trained"
-            )
-        if self.is_online:
-            check_engine(args.engine, args.engine_options)
-            refusal = engine_refusal(args.engine, self.needs)
-            if refusal is not None:
-                raise UserError(refusal)
-
-    def _check_answers(self, args: AlignmentArguments) -> None:
-        """Where sampled answers are compared, one alone would ask nobody, and train nothing."""
-        key, count = "num_completions", args.num_completions
-        if args.responses is not None:
-            key, count = "responses", len(args.responses)
-        if self.is_online and self.needs.compares_responses and count < 2:
-            raise UserError(f"{key}: expected at least 2 answers to compare, got {count}")
 
     def _make_engine(self) -> Engine:
         """Who draws the answers; a method that reads a data set needs some only to estimate a KL."""
