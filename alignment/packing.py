@@ -26,8 +26,8 @@ from alignment.types import Completions
 _MAX_PADDING = 1.05
 
 # What a token costs in pieces of attention beside its pairs, in pairs: it is copied in and out of them. Measured with
-# heads of 64 features: 150 with one thread, 290 with two.
-_PAIRS_PER_TOKEN_IN_PIECES = 250
+# heads of 64 features: 150 with one thread, 120 to 240 and 290 with two, by the machine.
+_PAIRS_PER_TOKEN_IN_PIECES = 180
 
 MASKED_ATTENTIONS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of transformers that take a mask of blocks."""

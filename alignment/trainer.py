@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
+from alignment.annotator import KL_PROMPTS, Annotator
 from alignment.arguments import AlignmentArguments, naming
 from alignment.batches import (
     Collator,
     EncodedRows,
     StagedSampler,
-    blanks_filled,
     check_context,
     check_feedback,
     counted_once,
@@ -70,20 +70,9 @@ from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
-from alignment.seeds import seed_of, seeds_of
+from alignment.seeds import seeds_of
 from alignment.sharding import is_divided, refresh_from_optimizer, rounded
-from alignment.stages import (
-    Annotated,
-    annotate,
-    annotate_stored,
-    check_needs,
-    group_wins_of_pairs,
-    judge,
-    kl_to_ref,
-    prompt_weights,
-    rollout,
-    sample_metrics,
-)
+from alignment.stages import Annotated, check_needs, prompt_weights
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
 from alignment.weights import TrainableWeights, add_adapter
@@ -92,8 +81,6 @@ logger = logging.getLogger(__name__)
 
 # Prompts whose answers by the reference give the spread of each reward of a panel.
 _CALIBRATION_PROMPTS = 128
-# Held-out prompts on which an evaluation estimates the KL to the reference: sampling costs more than scoring.
-_KL_PROMPTS = 64
 
 
 class PreferenceTrainer(ResumableTrainer):
@@ -233,10 +220,19 @@ class PreferenceTrainer(ResumableTrainer):
             self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
         self._rolled: list[Annotated] = []
-        self._own_anchors, reason = own_anchors(
+        own, reason = own_anchors(
             self.needs, is_fresh=self.args.scoring_behaviour == "fresh", has_noise=has_dropout(self.model)
         )
         self.notes += reason
+        self.annotator = Annotator(
+            self.needs,
+            sampling=self.sampling,
+            oracle=self.oracle,
+            anchors=self.anchors,
+            make_policy=self._make_policy,
+            seed=self.args.seed,
+            without=own,
+        )
         self._means = {"train": Means(), "eval": Means()}
 
     @property
@@ -381,12 +377,21 @@ class PreferenceTrainer(ResumableTrainer):
     def _make_speaker(self, module: nn.Module) -> CausalLMPolicy:
         """Who answers held-out prompts."""
         longest = self.args.max_new_tokens if self.is_online else self.args.max_completion_length
+        return self._make_policy(
+            module, self.args.win_rate_temperature, max_new_tokens=self.args.win_rate_max_new_tokens or longest
+        )
+
+    def _make_policy(
+        self, module: nn.Module, temperature: float, *, top_k: int | None = None, max_new_tokens: int | None = None
+    ) -> CausalLMPolicy:
+        """Who samples for a module, answers as long as in training unless another length is given."""
         return CausalLMPolicy(
             module,
             self._tokenizer(),
             stop_token_ids=self._stop_token_ids,
-            temperature=self.args.win_rate_temperature,
-            max_new_tokens=self.args.win_rate_max_new_tokens or longest,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens or self.sampling.max_new_tokens,
+            top_k=top_k,
             engine=self.engine,
         )
 
@@ -433,7 +438,7 @@ class PreferenceTrainer(ResumableTrainer):
         if self.step_in_iteration == 0 or self.needs.stages > 1:
             asked_before = num_questions(self.oracle)
             purpose = f"step {self.state.global_step}"
-            self._rolled = [self._annotate(inputs["batch"], purpose) for inputs in batches]
+            self._rolled = [self.annotator.annotate(inputs["batch"], purpose) for inputs in batches]
             if self.groups is not None:
                 self._rolled = self.groups.combine(self._rolled, self._total, moves=True)
             self.num_questions += num_questions(self.oracle) - asked_before
@@ -458,68 +463,6 @@ class PreferenceTrainer(ResumableTrainer):
         if self.args.dataloader_drop_last:
             return batch
         return counted_once(batch, self.accelerator.gradient_state, num_rows=len(rows), ranks=self.args.ranks)
-
-    def _seeds(self, batch: Batch, purpose: str) -> list[int]:
-        """One for each prompt, in whatever batch and process: divided otherwise, or resumed, a run samples alike."""
-        return [seed_of(self.args.seed, purpose, number) for number in batch.numbers]
-
-    def _annotate(self, batch: Batch, purpose: str) -> Annotated:
-        if not self.is_online:
-            return self._annotate_rows(batch)
-        assert self.oracle is not None
-        rolled = rollout(
-            batch,
-            needs=self.needs,
-            sampling=self.sampling,
-            make_policy=self._make_policy,
-            policy_of=self.anchors.model,
-            seeds=self._seeds(batch, purpose),
-        )
-        feedback = judge(rolled, self.oracle, self.needs)
-        annotated = annotate(
-            rolled.completions,
-            feedback,
-            self.anchors,
-            self.needs,
-            weights_BG=rolled.weights_BG,
-            row_weight_B=batch.row_weight_B,
-            without=self._own_anchors,
-        )
-        # Listed responses are not samples.
-        is_sampled = rolled.weights_BG is None
-        return replace(annotated, metrics=sample_metrics(rolled.completions, rolled.responses) if is_sampled else {})
-
-    def _annotate_rows(self, batch: Batch) -> Annotated:
-        completions, feedback = batch.completions, blanks_filled(batch, self.needs.feedback)
-        if self.needs.feedback == "wins":
-            completions, feedback = group_wins_of_pairs(completions, feedback)
-        if batch.anchors:
-            annotated = annotate_stored(batch, completions, feedback)
-        else:
-            annotated = annotate(
-                completions,
-                feedback,
-                self.anchors,
-                self.needs,
-                weights_BG=None,
-                row_weight_B=batch.row_weight_B,
-                mismatched=batch.mismatched,
-            )
-        if self.needs.sampler != "prev":
-            return annotated
-        return replace(annotated, metrics=sample_metrics(completions, [row.responses for row in batch.rows]))
-
-    def _make_policy(self, module: nn.Module, temperature: float, *, is_cut: bool = True) -> CausalLMPolicy:
-        """Who samples; from all tokens unless cut to ``top_k``."""
-        return CausalLMPolicy(
-            module,
-            self._tokenizer(),
-            stop_token_ids=self._stop_token_ids,
-            temperature=temperature,
-            max_new_tokens=self.sampling.max_new_tokens,
-            top_k=self.sampling.top_k if is_cut else None,
-            engine=self.engine,
-        )
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
@@ -556,7 +499,7 @@ class PreferenceTrainer(ResumableTrainer):
     def _forward(self, model: nn.Module, annotated: Annotated) -> tuple[LossInputs, LossOutput]:
         scores = score(model, annotated.completions, confidence=self.needs.confidence)
         is_token_level = self.needs.per_token or self.needs.confidence
-        own = dict.fromkeys(self._own_anchors, scores.logps_BG.detach())
+        own = dict.fromkeys(self.annotator.without, scores.logps_BG.detach())
         x = LossInputs(
             logps_BG=scores.logps_BG,
             lengths_BG=annotated.completions.lengths_BG,
@@ -675,11 +618,11 @@ class PreferenceTrainer(ResumableTrainer):
         for inputs in self.get_eval_dataloader(rows):
             batch = self._counted_once(inputs["batch"], rows)
             with torch.no_grad():
-                if "ref" in self.anchors.names and len(kls) * together < _KL_PROMPTS:
-                    kls.append(self._kl_to_ref(batch))
+                if "ref" in self.anchors.names and len(kls) * together < KL_PROMPTS:
+                    kls.append(self.annotator.kl_to_ref(batch))
                 if not has_loss:
                     continue
-                annotated = self._annotate(batch, "eval")
+                annotated = self.annotator.annotate(batch, "eval")
                 if self.groups is not None:
                     (annotated,) = self.groups.combine([annotated], self._total, moves=False)
                 with self._precision(self.model):
@@ -699,22 +642,6 @@ class PreferenceTrainer(ResumableTrainer):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.evaluation_seconds += time.perf_counter() - started
         return metrics
-
-    def _kl_to_ref(self, batch: Batch) -> Tensor:
-        """Of each prompt [B]; nan for those that are repeated, or not among the first."""
-
-        def make_policy(module: nn.Module) -> CausalLMPolicy:
-            return self._make_policy(module, 1.0, is_cut=False)
-
-        kl_B = kl_to_ref(
-            batch,
-            sampling=self.sampling,
-            make_policy=make_policy,
-            policy_of=self.anchors.model,
-            seeds=self._seeds(batch, "kl"),
-        )
-        is_first_B = torch.tensor([number < _KL_PROMPTS for number in batch.numbers], device=kl_B.device)
-        return torch.where(is_first_B & (batch.row_weight_B > 0), kl_B, torch.nan)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)

@@ -11,6 +11,7 @@ from torch import Tensor
 from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
 from alignment.games import PreferenceGame
+from alignment.methods import build_method
 from alignment.oracles import MatrixOracle
 from alignment.trainer import PreferenceTrainer
 from alignment.types import LossInputs, LossOutput
@@ -34,7 +35,8 @@ def transitive_game() -> PreferenceGame:
     return PreferenceGame(prefs_XAA=prefs_XAA, ref_XA=uniform_XA, tau=0.1)
 
 
-def trainer_of(name: str, folder: object, **changes: Any) -> PreferenceTrainer:
+def trainer_of(name: str, folder: object, *, method: Any = None, **changes: Any) -> PreferenceTrainer:
+    """Of the method as it stands above, or of a given one."""
     model = symbol_model(logits_A=torch.zeros(3))
     model.requires_grad_(True)
     settings = {
@@ -57,7 +59,7 @@ def trainer_of(name: str, folder: object, **changes: Any) -> PreferenceTrainer:
         eval_dataset=question_rows(8),
         processing_class=symbol_tokenizer(),
         oracle=MatrixOracle(transitive_game().prefs_XAA, responses=SYMBOLS),
-        method={"name": name, **METHODS[name]},
+        method={"name": name, **METHODS[name]} if method is None else method,
     )
 
 
@@ -121,12 +123,10 @@ def test_every_declared_anchor_arrives(name: str, options: dict[str, Any], tmp_p
 
     Behaviour is the policy at the time of the gradient; ref and target start as copies of it and stay behind.
     """
-    trainer = trainer_of(name, tmp_path)
-    trainer.method = Recorded(PreferenceTrainer._resolve_method(trainer, {"name": name, **options}, None))
-    trainer.needs = trainer.method.needs
-    trainer.anchors = type(trainer.anchors)(trainer.needs, trainer.model)
+    method = Recorded(build_method({"name": name, **options}))
+    trainer = trainer_of(name, tmp_path, method=method)
     trainer.train()
-    seen = trainer.method.seen
+    seen = method.seen
     assert len(seen) == 2 * trainer.needs.stages
     for x in seen:
         assert x.anchors.keys() == set(trainer.needs.anchor_columns())
@@ -141,19 +141,8 @@ def test_every_declared_anchor_arrives(name: str, options: dict[str, Any], tmp_p
 
 def test_the_target_follows_every_inner_steps(tmp_path: object) -> None:
     """decay 0: the target is a copy of the policy after the last advance, so it lags by at most inner_steps - 1."""
-    trainer = trainer_of("nash_mp", tmp_path, max_steps=3)
-    trainer.method = PreferenceTrainer._resolve_method(
-        trainer, {"name": "nash_mp", "tau": 0.1, "eta": 0.5, "inner_steps": 2}, None
-    )
-    # A fresh trainer, because the callback's interval is set when one is built.
-    trainer = PreferenceTrainer(
-        model=trainer.model,
-        args=trainer.args,
-        train_dataset=question_rows(64),
-        processing_class=symbol_tokenizer(),
-        oracle=trainer.oracle,
-        method=trainer.method,
-    )
+    method = {"name": "nash_mp", "tau": 0.1, "eta": 0.5, "inner_steps": 2}
+    trainer = trainer_of("nash_mp", tmp_path, method=method, max_steps=3)
     policies, targets = [], []
 
     class Watched(PreferenceTrainer):

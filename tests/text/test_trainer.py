@@ -21,14 +21,16 @@ from transformers import (
 )
 
 from alignment import logps
+from alignment.annotator import Annotator
 from alignment.arguments import AlignmentArguments
 from alignment.config import card_needs, text_gap
-from alignment.data import Comparison, Row, Turn
+from alignment.data import Batch, Comparison, Row, Turn
 from alignment.errors import UserError
 from alignment.logps import Scoring, scoring_of
 from alignment.methods import method_names
 from alignment.oracles import MatrixOracle, RuleOracle
 from alignment.oracles.rules import shorter
+from alignment.stages import Annotated
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
 from alignment.trainers import DPOTrainer, EGPOTrainer
@@ -285,14 +287,15 @@ def test_counts_are_iterations(tmp_path: object) -> None:
     rates: list[float] = []
     prompts: list[tuple[str, ...]] = []
 
-    class Watched(PreferenceTrainer):
-        def _annotate(self, batch: Any, generator: Any) -> Any:
-            prompts.append(tuple(row.source for row in batch.rows))
-            rates.append(self._get_learning_rate())
-            return super()._annotate(batch, generator)
-
     trainer = enumerated(tmp_path, lr_scheduler_type="linear", warmup_steps=2)
-    trainer.__class__ = Watched
+
+    class Watched(Annotator):
+        def annotate(self, batch: Batch, purpose: str) -> Annotated:
+            prompts.append(tuple(row.source for row in batch.rows))
+            rates.append(trainer._get_learning_rate())
+            return super().annotate(batch, purpose)
+
+    trainer.annotator.__class__ = Watched
     trainer.train()
     assert trainer.state.global_step == 8
     assert rates[::2] == rates[1::2] == pytest.approx([0.0, 0.005, 0.01, 0.005])
