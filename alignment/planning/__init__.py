@@ -14,7 +14,8 @@ from typing import Any
 from alignment.config import Recipe, build_arguments
 from alignment.config.launch import Launch
 from alignment.errors import UserError
-from alignment.oracles.build import LanguageModelSpec, PairwiseSpec, RewardSpec, leaves_of
+from alignment.oracles.build import leaves_of
+from alignment.oracles.specs import LanguageModelSpec, PairwiseSpec, RewardSpec
 from alignment.planning.memory import Line, memory_lines
 from alignment.planning.outline import Outline, judge_bytes, outline_policy
 from alignment.planning.reading import find_rows, measure

@@ -7,7 +7,8 @@ from typing import Any
 
 from alignment.budgets import questions_of_a_rollout
 from alignment.costs import forward_flops
-from alignment.oracles.build import JudgeSpec, leaves_of
+from alignment.oracles.build import leaves_of
+from alignment.oracles.judge_spec import JudgeSpec
 from alignment.planning.run import Run
 from alignment.rounds import questions_of_a_prompt
 
