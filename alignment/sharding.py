@@ -94,15 +94,16 @@ def is_divided(module: nn.Module) -> bool:
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by name, those that FSDP2 left whole after a forward without gradient divided again.
-
-    What it left whole is a copy: values given to it would be lost.
-    """
-    _divide_again(module)
+    """The parameters by name, divided again."""
+    divide_again(module)
     return dict(module.named_parameters())
 
 
-def _divide_again(module: nn.Module) -> None:
+def divide_again(module: nn.Module) -> None:
+    """Drop what FSDP2 left whole after a forward without gradient: idle where there is nothing of it.
+
+    That is a copy. Values given to it would be lost, and what the parts are given meanwhile would not be seen.
+    """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -291,7 +292,7 @@ def _left_whole(frozen: Any) -> Iterator[None]:
         yield
     finally:
         frozen.set_reshard_after_forward(True)
-        _divide_again(frozen)
+        divide_again(frozen)
         # FSDP2 notes the layers of each forward until a backward pass, which never comes: kilobytes for every token.
         # Torch can drop the notes, but not the oldest one that is supported.
         forget = vars(FSDPModule).get("reset_iter_state")

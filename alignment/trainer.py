@@ -71,7 +71,7 @@ from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
 from alignment.seeds import seeds_of
-from alignment.sharding import is_divided, refresh_from_optimizer, rounded
+from alignment.sharding import divide_again, is_divided, refresh_from_optimizer, rounded
 from alignment.stages import Annotated, check_needs, prompt_weights
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
@@ -451,6 +451,7 @@ class PreferenceTrainer(ResumableTrainer):
                 wrapper.rewind()
                 if self.is_deepspeed_enabled:
                     refresh_from_optimizer(self.model_wrapped)
+                divide_again(self.model)
         total = torch.stack([prompt_weights(item, self.method).sum() for item in annotated]).sum()
         total = self.accelerator.reduce(total, reduction="sum")
         inputs = [

@@ -20,13 +20,23 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+def launcher(config: str | Path, *, processes: int = 2) -> list[str]:
+    """The beginning of a command, before the script: a shipped configuration by its name, or a file.
+
+    That of FSDP2 is for GPUs: here its processes are on a CPU, in float32.
+    """
+    shipped = Path("recipes", "accelerate", f"{config}.yaml") if isinstance(config, str) else config
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(shipped)]
+    line += ["--num_processes", str(processes), "--main_process_port", "0"]
+    return [*line, "--mixed_precision", "no", "tests/distributed/as_gpu.py"] if config == "fsdp2" else line
+
+
 def command(
     output: Path, *, processes: int, batch: int, recipe: str, overrides: tuple[str, ...] = (), config: str = "ddp_cpu"
 ) -> list[str]:
     """Three steps of plain SGD through a shipped launcher configuration, or alone: on one process without DeepSpeed."""
     line = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{config}.yaml"),
-        *("--num_processes", str(processes), "--main_process_port", "0"),
+        *launcher(config, processes=processes),
         *("scripts/train.py", recipe, f"output_dir={output}", f"training.per_device_train_batch_size={batch}"),
         *("training.max_steps=3", "training.optim=sgd", "training.learning_rate=0.5", "training.max_grad_norm=0"),
         *("training.logging_steps=1", "training.disable_tqdm=true", *overrides),

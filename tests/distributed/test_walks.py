@@ -17,7 +17,7 @@ from alignment.config import load_recipe
 from alignment.config.launch import read_launch
 from alignment.planning import run_of
 from alignment.planning.memory import memory_lines
-from tests.distributed.launches import ROOT, needs_compiler
+from tests.distributed.launches import ROOT, launcher, needs_compiler
 
 METHODS = ("dpo", "lipo", "inpo", "egpo", "nash")
 WALKS = (*METHODS, *(f"{name}_lora" for name in METHODS), "lipo_accumulated", "lipo_tied")
@@ -38,12 +38,10 @@ class Walk:
     final: dict[str, torch.Tensor]
 
 
-def walk(folder: Path, config: Path | None, cases: Sequence[str] = CASES) -> dict[str, Walk]:
-    """Cases in one launch; without a configuration on one process."""
-    command = [sys.executable, "tests/distributed/walks.py", str(folder), *cases]
-    if config is not None:
-        options = ("--config_file", str(config), "--main_process_port", "0")
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command[1:]]
+def walk(folder: Path, config: str | Path | None, cases: Sequence[str] = CASES) -> dict[str, Walk]:
+    """Cases in one launch on two processes; without a configuration on one."""
+    beginning = [sys.executable] if config is None else launcher(config)
+    command = [*beginning, "tests/distributed/walks.py", str(folder), *cases]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -72,7 +70,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     return walk(tmp_path_factory.mktemp("alone"), None)
 
 
-@pytest.fixture(scope="module", params=["ddp_cpu", *(pytest.param(name, marks=needs_compiler) for name in STAGES)])
+@pytest.fixture(
+    scope="module", params=["ddp_cpu", "fsdp2", *(pytest.param(name, marks=needs_compiler) for name in STAGES)]
+)
 def config(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -80,39 +80,39 @@ def config(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def together(config: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Walk]:
     """On two, by a configuration."""
-    return walk(tmp_path_factory.mktemp(config), shipped(config))
+    return walk(tmp_path_factory.mktemp(config), config)
 
 
 def test_the_launch_is_what_it_says(config: str, together: dict[str, Walk]) -> None:
-    """Two processes that talk, and under ZeRO half of the master weights on each; padding makes the halves equal."""
+    """Two processes that talk, and under ZeRO and FSDP2 half of the weights on each, but for odd rows and padding."""
     stage = STAGES.get(config, 0)
+    kind = {"ddp_cpu": "MULTI_CPU", "fsdp2": "FSDP"}.get(config, "DEEPSPEED")
     for found in together.values():
         assert [rank["world_size"] for rank in found.ranks] == [2, 2]
         for rank in found.ranks:
-            assert rank["backend"] == "gloo" and rank["stage"] == stage
-            assert rank["type"] == ("DEEPSPEED" if stage else "MULTI_CPU")
-            share = rank["total"] / 2 if stage else rank["total"]
-            assert share <= rank["own"] <= share + 64
+            assert (rank["backend"], rank["stage"], rank["type"]) == ("gloo", stage, kind)
+            share = rank["total"] if config == "ddp_cpu" else rank["total"] / 2
+            assert abs(rank["own"] - share) <= 64
 
 
 def test_the_optimizer_holds_what_is_planned(config: str, together: dict[str, Walk]) -> None:
-    """Two moments of what it steps, and under ZeRO that itself, to the padding."""
-    launch = read_launch(shipped(config), None)
+    """Two moments of what it steps, and under ZeRO that itself, but for odd rows and padding."""
+    launch = replace(read_launch(shipped(config), None), processes=2)
     run = run_of(load_recipe(ROOT / "recipes" / "dpo" / "tiny.yaml").recipe, launch)
     for rank in (rank for found in together.values() for rank in found.ranks):
         outline = replace(run.outline, parameters=rank["total"], trained=rank["total"])
         lines = memory_lines(replace(run, outline=outline), memory=None)
         (planned,) = (line.training for line in lines if line.name == "optimizer")
         held = rank["moments"] + (4 * rank["own"] if launch.is_zero else 0)
-        assert planned <= held <= planned + 3 * 4 * 64
+        assert abs(held - planned) <= 3 * 4 * 64
 
 
 def test_frozen_models_are_divided_as_the_policy_is(config: str, together: dict[str, Walk]) -> None:
     """The reference, and a slow target; an adapter's reference is its base, and stored log-probs need none."""
     for case, found in together.items():
         has_models = not case.endswith("lora") and case != "inpo"
-        share = 0.0 if not has_models else 0.5 if config == "zero3_cpu" else 1.0
-        assert [rank["frozen"] for rank in found.ranks] == pytest.approx([share, share], abs=1e-3), case
+        share = 0.0 if not has_models else 0.5 if config in ("zero3_cpu", "fsdp2") else 1.0
+        assert [rank["frozen"] for rank in found.ranks] == pytest.approx([share, share], abs=5e-3), case
 
 
 @pytest.mark.parametrize("case", CASES)

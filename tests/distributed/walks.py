@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig
+from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from alignment.arguments import AlignmentArguments
@@ -132,11 +133,11 @@ def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
     # DeepSpeed's is around the one that has the state.
     optimizer = trainer.model_wrapped.optimizer.optimizer if trainer.is_deepspeed_enabled else trainer.optimizer
     state = optimizer.state.values()
-    moments = sum(tensor.nbytes for values in state for tensor in values.values() if tensor.dim())
+    moments = sum(own_part(tensor).nbytes for values in state for tensor in values.values() if tensor.dim())
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     if not trainer.is_deepspeed_enabled:
-        total = sum(parameter.numel() for parameter in trained)
-        return {"stage": 0, "total": total, "own": total, "moments": moments}
+        total, own = (sum(part.numel() for part in parts) for parts in (trained, map(own_part, trained)))
+        return {"stage": 0, "total": total, "own": own, "moments": moments}
     engine = trainer.model_wrapped
     stage = engine.zero_optimization_stage()
     if stage < 3:
@@ -148,12 +149,18 @@ def held_by(trainer: PreferenceTrainer) -> dict[str, int]:
     return {"stage": stage, "total": total, "own": sum(part.numel() for part in parts), "moments": moments}
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that FSDP2 may have divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def share_of_frozen(trainer: PreferenceTrainer) -> float:
     """Of the numbers of frozen models those that this process holds while no forward needs them."""
     models = [held for held in trainer.anchors._copies.values() if isinstance(held, torch.nn.Module)]
     parameters: list[Any] = [parameter for held in models for parameter in held.parameters()]
     if trainer.sharding != "ZeRO-3":
-        return float(bool(parameters))
+        total = sum(parameter.numel() for parameter in parameters)
+        return sum(own_part(parameter).numel() for parameter in parameters) / max(total, 1)
     total = sum(parameter.ds_numel for parameter in parameters)
     return sum(parameter.ds_tensor.numel() for parameter in parameters) / max(total, 1)
 

@@ -1,0 +1,34 @@
+"""Runs a script on a CPU as if its processes had a GPU each, so that FSDP2 divides models.
+
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml ... tests/distributed/as_gpu.py SCRIPT ARGUMENT...
+
+Where accelerate knows that processes are on a CPU it makes plain copies, which is refused. Nothing else on the way to
+FSDP2 needs a GPU.
+"""
+
+import os
+import runpy
+import sys
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+import alignment.trainer
+
+_begin = PartialState.__init__
+
+
+def _as_gpu(self: PartialState, *args: Any, **options: Any) -> None:
+    _begin(self, *args, **options)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+
+if __name__ == "__main__":
+    # They meet through gloo, and tensors stay where they can be.
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    PartialState.__init__ = _as_gpu  # type: ignore[method-assign]
+    alignment.trainer.check_launch = lambda args: None
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
