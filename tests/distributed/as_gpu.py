@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-import alignment.trainer
+from alignment import launch
 
 _begin = PartialState.__init__
 
@@ -29,6 +29,7 @@ if __name__ == "__main__":
     # They meet through gloo, and tensors stay where they can be.
     os.environ["ACCELERATE_USE_CPU"] = "true"
     PartialState.__init__ = _as_gpu  # type: ignore[method-assign]
-    alignment.trainer.check_launch = lambda args: None
+    # Before anybody imports it from there.
+    launch.check_launch = lambda args: None
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

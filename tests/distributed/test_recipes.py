@@ -18,14 +18,15 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 RECIPE = "recipes/dpo/tiny.yaml"
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("config", "kind"), [("ddp_cpu", "MULTI_CPU (gloo)"), ("fsdp2", "FSDP (FSDP, gloo)")])
+def test_two_processes_equal_one(config: str, kind: str, tmp_path: Path) -> None:
     """Invariant 111: two ranks of 4 prompts and one of 8, same rows, plain SGD: the same path to 1e-5.
 
     Epochs and held-out rows end between the two processes: rows that fill up the last batch count for nothing.
     """
     ragged = ("data.preferences.limit=30", "data.eval_fraction=0.3", "training.max_steps=6")
-    said = launch(tmp_path / "two", processes=2, batch=4, recipe=RECIPE, overrides=ragged)
-    assert "2 process(es), MULTI_CPU (gloo); effective batch 8 prompts" in said
+    said = launch(tmp_path / "two", processes=2, batch=4, recipe=RECIPE, overrides=ragged, config=config)
+    assert f"2 process(es), {kind}; effective batch 8 prompts" in said
     assert said.count("policy:") == 1, "one process speaks"
     alone = launch(tmp_path / "one", processes=1, batch=8, recipe=RECIPE, overrides=ragged)
     assert "; 1 process; " in alone and "effective batch 8" in alone
@@ -92,6 +93,7 @@ def test_the_text_game_is_made_by_several_processes_at_once(tmp_path: Path, monk
         # Two fits a round, of which the second begins with what the first process has written.
         ("ddp_cpu", ("method={name: onpo, eta: 3.0}",)),
         pytest.param("zero3_cpu", (), marks=needs_compiler),
+        ("fsdp2", ()),
     ],
 )
 def test_rounds_on_two_processes_equal_one(config: str, method: tuple[str, ...], tmp_path: Path) -> None:
@@ -114,12 +116,14 @@ def test_rounds_on_two_processes_equal_one(config: str, method: tuple[str, ...],
     torch.testing.assert_close(parameters(tmp_path / "two"), parameters(tmp_path / "one"), rtol=0, atol=1e-4)
 
 
-def test_win_rates_of_two_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["ddp_cpu", "fsdp2"])
+def test_win_rates_of_two_processes(config: str, tmp_path: Path) -> None:
     """Each answers its own share of the held-out prompts, as one process does; together they count each prompt once."""
     evaluation = "evaluation={every: 2, num_prompts: 7, max_new_tokens: 4, oracle: {kind: rule, rule: shorter}}"
     runs = {}
     for name, processes in (("two", 2), ("one", 1)):
-        launch(tmp_path / name, processes=processes, batch=8 // processes, recipe=RECIPE, overrides=(evaluation,))
+        options = {"processes": processes, "batch": 8 // processes, "config": config}
+        launch(tmp_path / name, **options, recipe=RECIPE, overrides=(evaluation,))
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         runs[name] = [line for line in lines if "eval_win_rate_vs_ref" in line]
     found = runs["two"]
