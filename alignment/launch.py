@@ -62,22 +62,6 @@ def check_stages(needs: Needs, plugin: DeepSpeedPlugin) -> None:
             )
 
 
-def check_mixture(needs: Needs, *, is_fsdp2: bool, is_adapter: bool) -> None:
-    """Refuse what would wait for ever: a mixture with an adapter's own base, divided by FSDP2.
-
-    A process whose answers are complete goes on with forwards of the policy alone, for the others; they would wait for
-    its part of the base without the adapter. A reference that is a model of its own is gathered before.
-
-    Raises:
-        UserError: saying what else there is.
-    """
-    if is_fsdp2 and is_adapter and "mixture" in (needs.sampler, needs.opponent):
-        raise UserError(
-            "policy.lora: expected all weights under FSDP2 where answers are drawn from a mixture with the reference, "
-            "got an adapter, whose base model is the reference; use DDP or ZeRO, or give policy.ref_model"
-        )
-
-
 def check_sampling(needs: Needs, args: AlignmentArguments, engine: Engine | None) -> None:
     """Refuse samples that are not the policy's, or of which the method would learn nothing.
 

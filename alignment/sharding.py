@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import fsdp2_prepare_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -258,11 +259,8 @@ def gathered_once(module: nn.Module) -> Iterator[None]:
     """While the context is open the weights of a module stay whole from one forward to the next.
 
     For sampling, which would otherwise gather all weights for every token. Only for looking: no gradient, no step.
-
-    Under FSDP2 this holds for frozen models; those of a policy are gathered as its launch says. The partner of a
-    mixture must need nobody: a process whose answers are complete goes on with the policy's forwards alone.
     """
-    if isinstance(module, FSDPModule) and not any(parameter.requires_grad for parameter in module.parameters()):
+    if isinstance(module, FSDPModule):
         with _left_whole(module):
             yield
         return
@@ -285,19 +283,24 @@ def gathered_once(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _left_whole(frozen: Any) -> Iterator[None]:
+def _left_whole(module: Any) -> Iterator[None]:
     """While the context is open a model that FSDP2 has divided is gathered once."""
-    frozen.set_reshard_after_forward(False)
+    module.set_reshard_after_forward(False)
     try:
         yield
     finally:
-        frozen.set_reshard_after_forward(True)
-        divide_again(frozen)
-        # FSDP2 notes the layers of each forward until a backward pass, which never comes: kilobytes for every token.
-        # Torch can drop the notes, but not the oldest one that is supported.
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            module.set_reshard_after_forward(AcceleratorState().fsdp_plugin.reshard_after_forward)
+            # What is left over for the root is needed last and first: a backward pass would gather it at once.
+            module.set_reshard_after_forward(False, recurse=False)
+        else:
+            module.set_reshard_after_forward(True)
+        divide_again(module)
+        # FSDP2 notes the layers of each forward until a backward pass: kilobytes for every token. Torch can drop the
+        # notes, but not the oldest one that is supported.
         forget = vars(FSDPModule).get("reset_iter_state")
         if forget is not None:
-            forget(frozen)
+            forget(module)
 
 
 def refresh_from_optimizer(engine: Any) -> None:

@@ -56,7 +56,6 @@ from alignment.iterations import (
 from alignment.launch import (
     check_deepspeed,
     check_launch,
-    check_mixture,
     check_precision,
     check_sampling,
     check_stages,
@@ -204,8 +203,6 @@ class PreferenceTrainer(ResumableTrainer):
         self.engine = self._make_engine() if engine is None else engine
         self.notes = self._choose_scoring()
         self.anchors = self._make_anchors(ref_model, past_models, players)
-        is_adapter = isinstance(self.model, PeftModel) and ref_model is None
-        check_mixture(self.needs, is_fsdp2=self.accelerator.is_fsdp2, is_adapter=is_adapter)
         if args.deepspeed_plugin is not None or self.accelerator.is_fsdp2:
             self.add_callback(HoldAnchors(self._hold_anchors))
         self.add_callback(RefreshEngine(self.engine))

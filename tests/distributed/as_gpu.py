@@ -25,10 +25,15 @@ def _as_gpu(self: PartialState, *args: Any, **options: Any) -> None:
         self.distributed_type = DistributedType.MULTI_GPU
 
 
-if __name__ == "__main__":
-    # They meet through gloo, and tensors stay where they can be.
+def pretend() -> None:
+    """From now on accelerate shards here."""
+    # Processes meet through gloo, and tensors stay where they can be.
     os.environ["ACCELERATE_USE_CPU"] = "true"
     PartialState.__init__ = _as_gpu  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    pretend()
     # Before anybody imports it from there.
     launch.check_launch = lambda args: None
     del sys.argv[0]

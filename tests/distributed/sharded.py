@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 tests/distributed/sharded.py FILE
 
-On a CPU accelerate runs plain DDP in place of FSDP, so its function that shards a model is called here by itself.
+Of what no method's path shows: chunks of logits, weights that are exchanged, weights as another engine is given them,
+frozen models of another family.
 """
 
 import copy
@@ -11,15 +12,13 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
@@ -35,24 +34,19 @@ from alignment.sharding import is_divided, parameters_of, whole
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.types import Completions, Ema, Frozen, Needs, Player
 from alignment.weights import TrainableWeights
+from tests.distributed.as_gpu import pretend
 from tests.distributed.walks import ANSWERS, lists
 
 NEEDS = Needs(feedback="pairs", anchors=(Ema("target", decay=0.5), Frozen("ref"), Player("other")))
 LIKELIEST = Decoding(temperature=0.0, max_new_tokens=6, stop_token_ids=(2,), pad_token_id=0)
 
 
-def launched() -> Any:
-    """What accelerate's function reads of an Accelerator, as recipes/accelerate/fsdp2.yaml would make it."""
+def launched() -> Accelerator:
+    """As recipes/accelerate/fsdp2.yaml would make it."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
     )
-    return SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        torch_device_mesh=init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("dp_shard",)),
-        parallelism_config=SimpleNamespace(fsdp_dim_names=("dp_shard",)),
-        mixed_precision="no",
-        is_main_process=dist.get_rank() == 0,
-    )
+    return Accelerator(cpu=True, fsdp_plugin=plugin)
 
 
 def model_of_another_family(vocab_size: int) -> Qwen2ForCausalLM:
@@ -154,6 +148,7 @@ def walk(
 
 
 def main(file: str) -> None:
+    pretend()
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
-from alignment.launch import check_deepspeed, check_launch, check_mixture, check_precision, check_stages
+from alignment.launch import check_deepspeed, check_launch, check_precision, check_stages
 from alignment.methods import build_method
 from alignment.sharding import move_towards
 from tests.distributed.launches import ROOT
@@ -50,16 +50,6 @@ def test_weights_out_of_reach_cannot_be_returned(zero: dict[str, object], messag
     check_stages(build_method({"name": "dpo", "beta": 0.1}).needs, plugin)
     with pytest.raises(UserError, match=message):
         check_stages(build_method({"name": "egpo", "tau": 0.1}).needs, plugin)
-
-
-def test_a_mixture_with_an_adapters_base_is_refused_under_fsdp() -> None:
-    nash_md = build_method({"name": "nash_md", "tau": 0.1, "mix": 0.1}).needs
-    egpo = build_method({"name": "egpo", "tau": 0.1}).needs
-    check_mixture(egpo, is_fsdp2=True, is_adapter=True)
-    check_mixture(nash_md, is_fsdp2=False, is_adapter=True)
-    check_mixture(nash_md, is_fsdp2=True, is_adapter=False)
-    with pytest.raises(UserError, match=r"policy.lora: expected all weights under FSDP2"):
-        check_mixture(nash_md, is_fsdp2=True, is_adapter=True)
 
 
 def weights_of(dtype: torch.dtype, *, size: float = 0.02) -> torch.nn.Linear:

@@ -1,4 +1,4 @@
-"""FSDP2 where a CPU has it: the function by which accelerate divides a model, on a mesh of two processes."""
+"""FSDP2 by itself: a model that accelerate has divided between two processes on a CPU."""
 
 import json
 import os
