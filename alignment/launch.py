@@ -108,8 +108,9 @@ def check_precision(model: nn.Module, needs: Needs, args: TrainingArguments, *, 
     """Refuse weights so coarse that what is added to them is lost.
 
     A weight of 0.02 has neighbours 6e-5 to 1.2e-4 away in bfloat16, and a step of Adam is as large as its learning
-    rate: at 1e-6 nearly all of them round to nothing, and in silence. DeepSpeed and FSDP step weights in float32 that
-    they keep for it. What a slow target or an average moves by is smaller still, and nobody keeps float32 for those.
+    rate: at 1e-6 nearly all of them round to nothing, and in silence. DeepSpeed, and FSDP2 where the launch has a mixed
+    precision, step weights in float32 that they keep for it. What a slow target or an average moves by is smaller
+    still, and nobody keeps float32 for those.
 
     Args:
         model: the policy, as it was loaded.
@@ -131,7 +132,8 @@ def check_precision(model: nn.Module, needs: Needs, args: TrainingArguments, *, 
     typical = float(max(coarse, key=torch.Tensor.numel).detach().abs().float().mean())
     # At most half the distance to the nearest neighbour: a smaller step rounds to none.
     smallest = torch.finfo(coarse[0].dtype).eps * typical / 4
-    keeps_float32 = args.deepspeed_plugin is not None or _is_asked("ACCELERATE_USE_FSDP")
+    is_mixed = args.bf16 or args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    keeps_float32 = args.deepspeed_plugin is not None or (_is_asked("ACCELERATE_USE_FSDP") and is_mixed)
     # AnyPrecision's Adam sums up what rounding leaves.
     is_adam = "adam" in OptimizerNames(args.optim).value and args.optim != OptimizerNames.ADAMW_ANYPRECISION
     if is_adam and not keeps_float32 and 0 < args.learning_rate < smallest:
@@ -161,7 +163,16 @@ def check_launch(args: TrainingArguments) -> None:
                 "CPU use recipes/accelerate/ddp_cpu.yaml or a zero*_cpu.yaml (distributed_type MULTI_GPU or DEEPSPEED, "
                 "not MULTI_CPU, --cpu or FSDP)"
             )
-    if _is_asked("ACCELERATE_USE_FSDP") and args.device.type == "cpu":
+    if not _is_asked("ACCELERATE_USE_FSDP"):
+        return
+    # As accelerate reads them. FSDP1 keeps weights in another form; in parts a model cannot be loaded elsewhere.
+    version, saved = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    if version != "2" or saved != "FULL_STATE_DICT":
+        raise UserError(
+            f"fsdp_config: expected fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT, got {version} and "
+            f"{saved}; recipes/accelerate/fsdp2.yaml has them"
+        )
+    if args.device.type == "cpu":
         raise UserError(
             "the launch asks for FSDP, but on a CPU nothing would be sharded: expected a GPU, or "
             "recipes/accelerate/zero3_cpu.yaml"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import fsdp2_prepare_model
+from accelerate.utils import fsdp2_canonicalize_names, fsdp2_prepare_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -95,9 +95,9 @@ def is_divided(module: nn.Module) -> bool:
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by name, divided again."""
+    """The parameters by the names that they have in files, divided again; a launch may have put wrappers into both."""
     divide_again(module)
-    return dict(module.named_parameters())
+    return dict(fsdp2_canonicalize_names(dict(module.named_parameters())))
 
 
 def divide_again(module: nn.Module) -> None:

@@ -23,12 +23,17 @@ needs_compiler = pytest.mark.skipif(
 def launcher(config: str | Path, *, processes: int = 2) -> list[str]:
     """The beginning of a command, before the script: a shipped configuration by its name, or a file.
 
-    That of FSDP2 is for GPUs: here its processes are on a CPU, in float32.
+    That of FSDP2 is for GPUs: here its processes are on a CPU, in float32. ``fsdp2 recomputed`` is the same with
+    activations that are computed again.
     """
-    shipped = Path("recipes", "accelerate", f"{config}.yaml") if isinstance(config, str) else config
+    name, _, is_recomputed = str(config).partition(" ")
+    shipped = Path("recipes", "accelerate", f"{name}.yaml") if isinstance(config, str) else config
     line = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(shipped)]
     line += ["--num_processes", str(processes), "--main_process_port", "0"]
-    return [*line, "--mixed_precision", "no", "tests/distributed/as_gpu.py"] if config == "fsdp2" else line
+    if name != "fsdp2":
+        return line
+    again = ("--fsdp_activation_checkpointing", "true") if is_recomputed else ()
+    return [*line, "--mixed_precision", "no", *again, "tests/distributed/as_gpu.py"]
 
 
 def command(

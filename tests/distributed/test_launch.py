@@ -80,6 +80,18 @@ def test_weights_are_fine_enough_for_their_steps(tmp_path: Path) -> None:
     check_precision(weights_of(torch.bfloat16).requires_grad_(False), dpo, plain, keeps_average=True)
 
 
+def test_fsdp_steps_in_float32_under_a_mixed_precision_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate widens what is trained where the launch has one."""
+    dpo = build_method({"name": "dpo", "beta": 0.1}).needs
+    args = AlignmentArguments(output_dir=str(tmp_path), learning_rate=1e-6)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_precision(weights_of(torch.bfloat16), dpo, args, keeps_average=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    with pytest.raises(UserError, match=r"steps of 1e-06 \(training.learning_rate\) are lost in bfloat16"):
+        check_precision(weights_of(torch.bfloat16), dpo, args, keeps_average=False)
+
+
 @pytest.mark.parametrize(
     ("method", "keeps_average", "message"),
     [
@@ -118,13 +130,12 @@ def test_one_process_has_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({"WORLD_SIZE": "2"}, "asks for 2 processes, but each would train alone"),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asks for several processes, but each"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP, but on a CPU nothing would be sharded"),
     ],
 )
 def test_a_launch_that_is_something_else(
     environment: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One process in place of several, and plain copies in place of shards; a lone process is what it is."""
+    """One process in place of several; a lone process is what it is."""
     args = AlignmentArguments(output_dir=str(tmp_path), use_cpu=True)
     for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
@@ -134,6 +145,26 @@ def test_a_launch_that_is_something_else(
     check_launch(args)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check_launch(args)
+
+
+@pytest.mark.parametrize(
+    ("version", "saved", "message"),
+    [
+        ("1", "FULL_STATE_DICT", "got 1 and FULL_STATE_DICT"),
+        ("2", "SHARDED_STATE_DICT", "got 2 and SHARDED_STATE_DICT"),
+        ("2", "FULL_STATE_DICT", "the launch asks for FSDP, but on a CPU nothing would be sharded"),
+    ],
+)
+def test_other_kinds_of_fsdp_are_refused(
+    version: str, saved: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of another form, models that are saved in parts, and plain copies in place of shards."""
+    args = AlignmentArguments(output_dir=str(tmp_path))
+    check_launch(args)
+    for key, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", version), ("FSDP_STATE_DICT_TYPE", saved)):
+        monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match=message):
         check_launch(args)
 
