@@ -1,9 +1,7 @@
 """``AlignmentArguments``: what a trainer is told, on top of ``transformers.TrainingArguments``."""
 
-import enum
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +14,7 @@ from alignment.generation import read_options
 from alignment.logps import Layout, Logits, Scoring
 from alignment.ranks import Ranks
 from alignment.stages import Sampling
+from alignment.types import Needs
 
 Freshness = Literal["auto", "fresh"]
 
@@ -149,6 +148,16 @@ class AlignmentArguments(TrainingArguments):
         """Which of the launch's processes this one is."""
         return Ranks(self.process_index, self.world_size)
 
+    def iteration_steps(self, needs: Needs) -> int:
+        """Optimizer steps of an iteration of a method."""
+        return needs.stages * self.steps_per_rollout
+
+    def longest_answer(self, needs: Needs) -> int:
+        """Tokens of an answer to a held-out prompt, at most."""
+        if self.win_rate_max_new_tokens is not None:
+            return self.win_rate_max_new_tokens
+        return self.max_new_tokens if needs.samples_in_batches else self.max_completion_length
+
     def sampling(self) -> Sampling:
         """How responses are drawn."""
         return Sampling(
@@ -213,20 +222,3 @@ def _problems(args: AlignmentArguments) -> list[str]:
     if args.win_rate_temperature == 0 and (args.win_rate_completions > 1 or args.engine == "enumerate"):
         problems.append("win_rate_temperature: 0 gives one answer to a prompt, sampled: expected a number above 0")
     return problems
-
-
-@contextmanager
-def naming(keys: str, what: str, kind: Any, options: Any) -> Iterator[None]:
-    """While the context is open, a fault of what transformers is to make is said with the keys that ask for it.
-
-    Its own words name no key, and often no option.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (TypeError, ValueError, ImportError) as error:
-        # Enumerations of transformers are text with a value.
-        name = str(kind.value) if isinstance(kind, enum.Enum) else str(kind)
-        given = "no options" if options is None else f"the options {options!r}"
-        raise UserError(f"{keys}: expected what makes {what}, got '{name}' with {given} ({error})") from error

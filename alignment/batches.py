@@ -105,13 +105,20 @@ def num_positions(config: PreTrainedConfig) -> int | None:
         return None
 
 
-def check_context(rows: Sequence[EncodedRow], limit: int | None, *, max_new_tokens: int) -> None:
+WIN_RATE_LENGTH = "win_rate_max_new_tokens (in a recipe evaluation.max_new_tokens)"
+"""What sets the longest answer to a held-out prompt; see :func:`check_context`."""
+
+
+def check_context(
+    rows: Sequence[EncodedRow], limit: int | None, *, max_new_tokens: int, named: str = "max_new_tokens"
+) -> None:
     """An answer must fit behind every prompt: past its last position a model breaks, or says what nobody trained.
 
     Args:
         rows: whose prompts are answered.
         limit: positions of the model; ``None`` for any number.
         max_new_tokens: longest answer.
+        named: what sets it.
 
     Raises:
         UserError: naming the longest prompt.
@@ -122,9 +129,9 @@ def check_context(rows: Sequence[EncodedRow], limit: int | None, *, max_new_toke
     if too_long:
         longest = max(too_long, key=lambda item: len(item.prompt_ids))
         raise UserError(
-            f"expected room for max_new_tokens = {max_new_tokens} behind every prompt in the {limit} positions of the "
+            f"expected room for {named} = {max_new_tokens} behind every prompt in the {limit} positions of the "
             f"model; {len(too_long)} of {len(rows)} prompts leave none, the longest has {len(longest.prompt_ids)} "
-            f"tokens ({longest.row.source}); lower max_new_tokens, or max_prompt_length, which skips and counts them"
+            f"tokens ({longest.row.source}); lower {named}, or max_prompt_length, which skips and counts them"
         )
 
 

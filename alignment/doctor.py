@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+)
+from transformers.training_args import OptimizerNames
 
 from alignment.arguments import AlignmentArguments
-from alignment.batches import check_context, check_feedback, num_positions, rows_to_encode
+from alignment.batches import WIN_RATE_LENGTH, check_context, check_feedback, num_positions, rows_to_encode
+from alignment.boundaries import Boundary, boundaries_of
 from alignment.config import LoRASpec, PolicySpec, Recipe, SamplingSpec, build_arguments
 from alignment.data import (
     RAW_TEXT,
@@ -29,11 +38,14 @@ from alignment.errors import UserError
 from alignment.generation import ServerOptions, VLLMOptions, check_engine, read_options
 from alignment.generation.http import read_key
 from alignment.methods._card import Options
-from alignment.models import load_tokenizer
+from alignment.models import load_tokenizer, lora_config
+from alignment.optimizer_options import check_optimizer
 from alignment.oracles import check_keys, check_models, oracle_name
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
 from alignment.textgame import is_address, resolve_model
 from alignment.tiny import tiny_model
+from alignment.types import Needs
+from alignment.weights import add_adapter
 
 Verdict = Literal["ok", "note", "fail"]
 
@@ -47,8 +59,6 @@ _LORA_FACTOR = 10.0
 _USUAL_BATCH = 64
 _NOT_JUDGED = "not judged: no paper trains a model as small as this one"
 _ROWS_OF_BOUNDARY_CHECK = 512
-_START, _BEFORE, _AFTER, _END = 3, 10, 8, 3
-_SHOWN_OF_A_LIST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +68,6 @@ class Finding:
     check: str
     verdict: Verdict
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token as it is trained on. ``mark`` is BOS, EOS, special (of the template), or empty for ordinary text."""
-
-    id: int
-    text: str
-    mark: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Boundary:
-    """Tokens of one completion of a row around the end of its prompt; ``None`` stands for tokens that are not shown."""
-
-    source: str
-    prompt: tuple[Token | None, ...]
-    completion: tuple[Token | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,32 +96,33 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
     findings: list[Finding] = []
     boundaries: tuple[Boundary, ...] = ()
     try:
+        args, method = build_arguments(recipe), recipe.build_method()
         findings += _check_numbers(recipe)
+        findings.append(_check_optimizer(args, method.needs))
         findings += _check_engine_and_oracle(recipe)
         said: list[str] = []
         data = _attempt("data", lambda: prepare_data(recipe.data, seed=recipe.seed, announce=said.append))
         findings += [Finding("data", "ok", line.removeprefix("data: ")) for line in said]
         findings.append(_check_held_out(data, recipe))
         tokenizer = _attempt("tokenizer", lambda: load_tokenizer(recipe.policy, data.train))
-        args, method = build_arguments(recipe), recipe.build_method()
         rows = rows_to_encode(data.train, method.needs, args)
         encoded = _attempt("encoding", lambda: encode_as_asked(rows, tokenizer, recipe.data)[0])
         findings.append(Finding("encoding", "ok", encoded.summary()))
         # Prompts alone get their answers, and what is said of these, in a round.
         if recipe.data.prompts is None:
             _attempt("labels", lambda: check_feedback(encoded.rows, method.needs))
-        boundaries = tuple(_boundaries(encoded.rows[:num_rows], tokenizer))
+        boundaries = tuple(boundaries_of(encoded.rows[:num_rows], tokenizer))
         findings.append(_check_template(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_bos(encoded.rows, tokenizer))
         findings.append(_check_eos(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_merges(rows, tokenizer))
         findings += _check_truncation(recipe, encoded, len(rows))
-        if _samples(recipe) and recipe.sampling.engine != "enumerate":
-            held_out = rows_to_encode(data.evaluation, method.needs, args)
-            answered = encoded.rows
-            if held_out:
-                answered += _attempt("encoding", lambda: encode_as_asked(held_out, tokenizer, recipe.data)[0]).rows
-            findings.append(_check_room(recipe, answered))
+        if recipe.sampling.engine != "enumerate" and (_samples(recipe) or _is_judged(recipe)):
+            asked = rows_to_encode(data.evaluation, method.needs, args)
+            held_out = (
+                _attempt("encoding", lambda: encode_as_asked(asked, tokenizer, recipe.data)[0].rows) if asked else ()
+            )
+            findings += _check_room(recipe, encoded.rows, held_out)
         findings.append(_check_learning_rate(recipe, args, len(encoded.rows)))
         findings.append(_check_reference(recipe, tokenizer))
         if recipe.policy.lora is not None:
@@ -158,6 +151,10 @@ def _attempt(check: str, action: Any) -> Any:
 
 def _samples(recipe: Recipe) -> bool:
     return recipe.samples_in_rounds or recipe.build_method().needs.samples_in_batches
+
+
+def _is_judged(recipe: Recipe) -> bool:
+    return any(own.judge is not None for own in recipe.by_player().values())
 
 
 def _check_engine_and_oracle(recipe: Recipe) -> Iterator[Finding]:
@@ -346,16 +343,24 @@ def _truncation_faults(encoded: EncodeResult, lost: float, longest: int, positio
         )
 
 
-def _check_room(recipe: Recipe, rows: Sequence[EncodedRow]) -> Finding:
-    limit, longest_answer = _positions(recipe.policy), recipe.sampling.max_new_tokens
+def _check_room(recipe: Recipe, rows: Sequence[EncodedRow], held_out: Sequence[EncodedRow]) -> Iterator[Finding]:
+    """For the answers that are learned from, and for those to held-out prompts, which a win rate compares."""
+    longest = recipe.sampling.max_new_tokens if _samples(recipe) else 0
+    if longest:
+        yield _room(recipe.policy, (*rows, *held_out), longest, "prompt", "max_new_tokens")
+    if held_out and _is_judged(recipe) and recipe.longest_answer > longest:
+        yield _room(recipe.policy, held_out, recipe.longest_answer, "held-out prompt", WIN_RATE_LENGTH)
+
+
+def _room(policy: PolicySpec, rows: Sequence[EncodedRow], length: int, kind: str, named: str) -> Finding:
+    limit = _positions(policy)
     try:
-        check_context(rows, limit, max_new_tokens=longest_answer)
+        check_context(rows, limit, max_new_tokens=length, named=named)
     except UserError as error:
         return Finding("room", "fail", str(error))
     longest = max((len(row.prompt_ids) for row in rows), default=0)
     room = "" if limit is None else f", in {limit:,} positions"
-    said = f"an answer of {longest_answer:,} tokens fits behind the longest prompt, of {longest:,}{room}"
-    return Finding("room", "ok", said)
+    return Finding("room", "ok", f"an answer of {length:,} tokens fits behind the longest {kind}, of {longest:,}{room}")
 
 
 def _positions(policy: PolicySpec) -> int | None:
@@ -395,6 +400,15 @@ def _check_numbers(recipe: Recipe) -> Iterator[Finding]:
 
 def _is_small(policy: PolicySpec) -> bool:
     return policy.tiny is not None or is_address(policy.model)
+
+
+def _check_optimizer(args: AlignmentArguments, needs: Needs) -> Finding:
+    try:
+        check_optimizer(args, iteration_steps=args.iteration_steps(needs))
+    except UserError as error:
+        return Finding("optimizer", "fail", str(error))
+    names = OptimizerNames(args.optim).value, SchedulerType(args.lr_scheduler_type).value
+    return Finding("optimizer", "ok", "{} with the schedule {}".format(*names))
 
 
 def _check_learning_rate(recipe: Recipe, args: AlignmentArguments, num_rows: int) -> Finding:
@@ -466,16 +480,15 @@ def _check_other_model(recipe: Recipe, name: str, tokenizer: PreTrainedTokenizer
 
 def _check_adapter(policy: PolicySpec, lora: LoRASpec, tokenizer: PreTrainedTokenizerBase) -> Finding:
     """An adapter on no module would leave policy and reference equal for ever."""
-    wanted = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
-    if wanted == ["all-linear"]:
-        return Finding("adapter", "ok", f"rank {lora.rank} on all linear layers")
     with torch.device("meta"):
         if policy.tiny is not None:
             model: Any = tiny_model(cast(Any, tokenizer), **policy.tiny.model_dump(exclude={"vocab_size"}))
         else:
             model = AutoModelForCausalLM.from_config(_config(policy.model))
     names = [name for name, _ in model.named_modules()]
-    missing = [part for part in wanted if not any(name == part or name.endswith(f".{part}") for name in names)]
+    # Peft passes over names of a list that are nowhere, if others are there; a text is a pattern to it.
+    listed = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    missing = [part for part in listed if not any(name == part or name.endswith(f".{part}") for name in names)]
     if missing:
         said = " or ".join(missing)
         leaves = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if not [*module.children()]})
@@ -484,31 +497,10 @@ def _check_adapter(policy: PolicySpec, lora: LoRASpec, tokenizer: PreTrainedToke
             "fail",
             f"policy.lora.target_modules: no module is called {said}; the model has {', '.join(leaves)}",
         )
-    return Finding("adapter", "ok", f"rank {lora.rank} on {', '.join(wanted)}")
-
-
-# Boundaries
-
-
-def _boundaries(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> Iterator[Boundary]:
-    for row in rows:
-        prompt = _tokens(row.prompt_ids, _START, _BEFORE, tokenizer)
-        for ids in row.completion_ids[:_SHOWN_OF_A_LIST] or ((),):
-            yield Boundary(source=row.row.source, prompt=prompt, completion=_tokens(ids, _AFTER, _END, tokenizer))
-
-
-def _tokens(
-    ids: Sequence[int], num_first: int, num_last: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Token | None, ...]:
-    if len(ids) <= num_first + num_last:
-        return tuple(_token(token, tokenizer) for token in ids)
-    first, last = ids[:num_first], ids[len(ids) - num_last :]
-    return (*(_token(token, tokenizer) for token in first), None, *(_token(token, tokenizer) for token in last))
-
-
-def _token(token: int, tokenizer: PreTrainedTokenizerBase) -> Token:
-    entry = tokenizer.added_tokens_decoder.get(token)
-    mark = "special" if entry is not None and entry.special else ""
-    named = {tokenizer.bos_token_id: "BOS", tokenizer.eos_token_id: "EOS"}
-    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    return Token(id=token, text=text, mark=named.get(token, mark))
+    try:
+        with torch.device("meta"):
+            targets = add_adapter(model, lora_config(lora, "CAUSAL_LM")).targeted_module_names
+    except UserError as error:
+        return Finding("adapter", "fail", str(error))
+    kinds = sorted({name.rpartition(".")[2] for name in targets})
+    return Finding("adapter", "ok", f"rank {lora.rank} on {len(targets):,} modules: {', '.join(kinds)}")

@@ -20,6 +20,7 @@ from alignment.folders import RunResult, check_same_recipe, write_header, write_
 from alignment.generation import build_engine, check_engine
 from alignment.launch import check_launch
 from alignment.models import load_tokenizer
+from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.players import Announce, Player
 from alignment.preparation import prepare_data, write_report
@@ -164,6 +165,8 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
         player.meet({other.name: other for other in players if other is not player})
 
     def equip(stages: Collection[Stage]) -> None:
+        if "train" in stages:
+            check_optimizer(args, iteration_steps=args.iteration_steps(recipe.build_method().needs))
         evaluates = "train" in stages and bool(held_out)
         if "rollout" in stages or evaluates:
             check_engine(args.engine, args.engine_options)

@@ -33,6 +33,7 @@ from alignment.folders import (
 from alignment.generation import check_engine
 from alignment.launch import check_deepspeed, check_launch, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
+from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.preparation import encode_as_asked, prepare_data, write_report
 from alignment.report import LABELS, write_report_page
@@ -111,6 +112,7 @@ def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
         check_deepspeed(on_cpu=not torch.cuda.is_available())
     args = build_arguments(recipe)
     check_launch(args)
+    check_optimizer(args, iteration_steps=args.iteration_steps(method.needs))
     if method.needs.samples_in_batches:
         check_engine(args.engine, args.engine_options)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.

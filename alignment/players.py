@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment import types
 from alignment.anchors import FrozenPolicy
 from alignment.artefacts import Artefact, read_rows, write_rows
-from alignment.batches import EncodedRows, check_context, num_positions
+from alignment.batches import WIN_RATE_LENGTH, EncodedRows, check_context, num_positions
 from alignment.checkpoints import STATE_FILE, last_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
 from alignment.data import EncodedRow, stop_token_ids
@@ -333,6 +333,7 @@ class Player:
         policy = self._speaker(self._models.load(self.policy_after(number - 1)))
         limit = num_positions(policy.model.config)
         check_context((*self.prompts, *self.held_out), limit, max_new_tokens=self.recipe.sampling.max_new_tokens)
+        check_context(self.held_out, limit, max_new_tokens=self.recipe.longest_answer, named=WIN_RATE_LENGTH)
         rows = answer_prompts(
             policy,
             prompts,

@@ -14,7 +14,7 @@ from accelerate.utils import AutocastKwargs
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     PreTrainedModel,
@@ -25,8 +25,9 @@ from transformers import (
 
 from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
 from alignment.annotator import KL_PROMPTS, Annotator
-from alignment.arguments import AlignmentArguments, naming
+from alignment.arguments import AlignmentArguments
 from alignment.batches import (
+    WIN_RATE_LENGTH,
     Collator,
     EncodedRows,
     StagedSampler,
@@ -65,6 +66,7 @@ from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.metrics import Means
 from alignment.optim import ExtraGradient
+from alignment.optimizer_options import check_follows_steps, check_optimizer, naming_optimizer, naming_scheduler
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
@@ -168,7 +170,8 @@ class PreferenceTrainer(ResumableTrainer):
                 keep_optimizer(args.deepspeed_plugin)
         self.sampling = args.sampling()
         check_sampling(self.needs, args, engine)
-        self.iteration_steps = self.needs.stages * args.steps_per_rollout
+        self.iteration_steps = args.iteration_steps(self.needs)
+        check_optimizer(args, iteration_steps=self.iteration_steps, given=optimizers)
         self._stop_token_ids = stop_token_ids(processing_class)
         if peft_config is not None:
             model = add_adapter(model, peft_config)
@@ -181,9 +184,14 @@ class PreferenceTrainer(ResumableTrainer):
                 "eval_strategy: expected held-out rows (eval_dataset, or in a recipe data.evaluation or "
                 f"data.eval_fraction), got none with '{args.eval_strategy.value}'"
             )
-        if self.is_online and args.engine == "transformers":
+        judge = self.oracle if eval_oracle is None else eval_oracle
+        if args.engine != "enumerate":
             limit = num_positions(model.config)
-            check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)
+            if self.is_online:
+                check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)
+            if judge is not None:
+                longest = args.longest_answer(self.needs)
+                check_context(eval_rows, limit, max_new_tokens=longest, named=WIN_RATE_LENGTH)
         super().__init__(
             model=model,
             args=count_steps(args, self.iteration_steps),
@@ -212,7 +220,7 @@ class PreferenceTrainer(ResumableTrainer):
         if args.average_decay is not None:
             self.average = TrainableWeights(self.model)
             self.add_callback(KeepAverage(self.average, decay=args.average_decay, steps=self.iteration_steps))
-        self.match = self._make_match(ref_model, self.oracle if eval_oracle is None else eval_oracle)
+        self.match = self._make_match(ref_model, judge)
         if isinstance(oracle, PanelOracle) and oracle.uncalibrated:
             self._calibrate(oracle)
         self.groups = GroupWelfare(self.needs, len(oracle.members)) if isinstance(oracle, PanelOracle) else None
@@ -373,10 +381,8 @@ class PreferenceTrainer(ResumableTrainer):
 
     def _make_speaker(self, module: nn.Module) -> CausalLMPolicy:
         """Who answers held-out prompts."""
-        longest = self.args.max_new_tokens if self.is_online else self.args.max_completion_length
-        return self._make_policy(
-            module, self.args.win_rate_temperature, max_new_tokens=self.args.win_rate_max_new_tokens or longest
-        )
+        longest = self.args.longest_answer(self.needs)
+        return self._make_policy(module, self.args.win_rate_temperature, max_new_tokens=longest)
 
     def _make_policy(
         self, module: nn.Module, temperature: float, *, top_k: int | None = None, max_new_tokens: int | None = None
@@ -529,7 +535,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
-        with naming("training.optim, training.optim_args", "an optimizer", self.args.optim, self.args.optim_args):
+        with naming_optimizer(self.args):
             # Older releases take no argument.
             optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
@@ -553,16 +559,11 @@ class PreferenceTrainer(ResumableTrainer):
         """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
         is_iterated = self.iteration_steps > 1 and self.lr_scheduler is None
         num_points = num_training_steps // self.iteration_steps if is_iterated else num_training_steps
-        keys, args = "training.lr_scheduler_type, training.lr_scheduler_kwargs", self.args
-        with naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs):
+        with naming_scheduler(self.args):
             scheduler = super().create_scheduler(num_points, optimizer)
         if not is_iterated:
             return scheduler
-        if not isinstance(scheduler, LambdaLR):
-            raise UserError(
-                f"lr_scheduler_type: expected one that is a function of the step (linear, cosine, constant, ...) for "
-                f"iterations of {self.iteration_steps} steps, got {type(scheduler).__name__}"
-            )
+        check_follows_steps(scheduler, self.iteration_steps)
         scheduler.lr_lambdas = [per_iteration(function, self.iteration_steps) for function in scheduler.lr_lambdas]
         return scheduler
 

@@ -80,14 +80,20 @@ def naming_targets(model: nn.Module, config: PeftConfig) -> Iterator[None]:
         yield
     except (ValueError, re.error) as error:
         # The newest peft has a class for some of these; others have only their words.
-        if not isinstance(error, re.error) and not str(error).startswith(("Target module", "No modules were targeted")):
+        refusals = ("Target module", "No modules were targeted", "No `target_modules`")
+        if not isinstance(error, re.error) and not str(error).startswith(refusals):
             raise
         matrices = (nn.Linear, nn.Embedding, Conv1D)
-        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, matrices)})
+        names = [name for name, part in model.named_modules() if isinstance(part, matrices)]
+        leaves = sorted({name.rpartition(".")[2] for name in names})
         asked = vars(config)["target_modules"]
+        if isinstance(asked, str):
+            found = f"{asked!r}, a regular expression for whole names, such as {', '.join(names[:2])}"
+        else:
+            found = str(sorted(asked))
         raise UserError(
-            f"policy.lora.target_modules: expected names of modules of the model, such as [{', '.join(names[:8])}], or "
-            f"all-linear, got {sorted(asked) if isinstance(asked, set) else repr(asked)}"
+            f"policy.lora.target_modules: expected names of modules of the model, such as [{', '.join(leaves[:8])}], "
+            f"or all-linear, got {found}"
         ) from error
 
 

@@ -74,7 +74,7 @@ def failed(examination: Examination) -> dict[str, str]:
 def test_a_sound_recipe_passes_every_check(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
     examination = diagnose()
     assert examination.is_sound and not failed(examination)
-    checks = ["options", "data", "held-out rows", "encoding", "template", "BOS", "EOS", "boundary"]
+    checks = ["options", "optimizer", "data", "held-out rows", "encoding", "template", "BOS", "EOS", "boundary"]
     checks += ["truncation", "learning rate", "reference"]
     assert [finding.check for finding in examination.findings] == checks
     assert {finding.verdict for finding in examination.findings} == {"ok"}
@@ -216,6 +216,19 @@ def test_numbers_far_from_the_paper(
     assert list(found) == [check] and said in found[check]
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.optim_args=foo", "training.optim, training.optim_args: expected what makes an optimizer"),
+        ("training.optim_args='beta1=0.5'", "got beta1, which would change nothing"),
+        ("training.lr_scheduler_kwargs={foo: 1}", "expected what makes a scheduler, got 'linear'"),
+    ],
+)
+def test_options_of_no_optimizer(diagnose: Callable[..., Examination], override: str, said: str) -> None:
+    found = failed(diagnose(override))
+    assert list(found) == ["optimizer"] and said in found["optimizer"]
+
+
 def test_an_adapter_may_learn_ten_times_as_fast(diagnose: Callable[..., Examination]) -> None:
     """4e-5 at a batch of 8 is as 1.1e-4 at 64: too much for all weights (5e-5), not for an adapter (5e-4)."""
     assert list(failed(diagnose("training.learning_rate=4e-5"))) == ["learning rate"]
@@ -250,6 +263,28 @@ def test_an_adapter_on_no_module(diagnose: Callable[..., Examination]) -> None:
     assert diagnose("policy.lora={rank: 2, target_modules: [q_proj, v_proj]}").is_sound
     found = failed(diagnose("policy.lora={rank: 2, target_modules: [query, v_proj]}"))
     assert list(found) == ["adapter"] and "no module is called query; the model has" in found["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("all-linear", "rank 2 on 7 modules: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
+        (".*[qv]_proj", "rank 2 on 2 modules: q_proj, v_proj"),
+        ("q_proj", "got 'q_proj', a regular expression for whole names, such as model.embed_tokens, "),
+        ("[", "got '[', a regular expression"),
+        (".*norm", "got '.*norm', a regular expression"),
+        ("[all-linear]", "no module is called all-linear"),
+        ("[]", "got []"),
+    ],
+)
+def test_what_an_adapter_asks_for_is_read_as_peft_reads_it(
+    diagnose: Callable[..., Examination], tmp_path: Path, asked: str, said: str
+) -> None:
+    """A text is a pattern for whole names; whatever passes here, an adapter is made of."""
+    modules = json.dumps([name for name in asked[1:-1].split(",") if name]) if asked[-1] == "]" else json.dumps(asked)
+    examination = diagnose(f"policy.lora={{rank: 2, target_modules: {modules}}}")
+    (found,) = [finding for finding in examination.findings if finding.check == "adapter"]
+    assert said in found.text and examination.is_sound == found.text.startswith("rank")
 
 
 def test_held_out_prompts_that_are_trained_on(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
@@ -336,6 +371,27 @@ def test_no_room_for_an_answer(diagnose: Callable[..., Examination], tmp_path: P
     held_out = f"data.evaluation={{path: {tmp_path / 'held_out.jsonl'}, prompt_role: user}}"
     found = failed(sampled(diagnose, tmp_path, *overrides, held_out, "sampling.max_new_tokens=40"))
     assert list(found) == ["room"] and "4 of 44 prompts leave none" in found["room"]
+
+
+def test_no_room_for_an_answer_that_is_only_judged(diagnose: Callable[..., Examination]) -> None:
+    """A method that reads its data set has held-out prompts answered for the win rate, where somebody judges."""
+    long = ("data.eval_fraction=0.5", "evaluation={max_new_tokens: 64, oracle: {kind: rule, rule: shorter}}")
+    found = failed(diagnose(*long))
+    assert list(found) == ["room"]
+    assert "expected room for win_rate_max_new_tokens (in a recipe evaluation.max_new_tokens) = 64" in found["room"]
+    assert "20 of 20 prompts leave none" in found["room"]
+    (room,) = [
+        finding.text for finding in diagnose(*long, "evaluation.max_new_tokens=32").findings if finding.check == "room"
+    ]
+    assert room.startswith("an answer of 32 tokens fits behind the longest held-out prompt, of ")
+    assert "room" not in [finding.check for finding in diagnose("data.eval_fraction=0.5").findings], "nobody judges"
+
+
+def test_held_out_answers_may_be_longer_than_in_training(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    judged = sampled(diagnose, tmp_path, "evaluation.max_new_tokens=48")
+    assert [finding.verdict for finding in judged.findings if finding.check == "room"] == ["ok", "ok"]
+    found = failed(sampled(diagnose, tmp_path, "evaluation.max_new_tokens=64"))
+    assert list(found) == ["room"] and "win_rate_max_new_tokens" in found["room"]
 
 
 def test_the_command(diagnose: Callable[..., Examination], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

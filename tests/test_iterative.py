@@ -257,6 +257,16 @@ def test_a_stage_needs_only_what_it_uses(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "final").exists()
 
 
+def test_options_of_no_optimizer_are_named_before_anything_is_sampled(tmp_path: Path) -> None:
+    """But not by a stage that does not train: it may run where the optimizer's package is not."""
+    settings = [*SMALL, f"output_dir={tmp_path}", "training.optim_args=foo"]
+    with pytest.raises(UserError, match=r"training\.optim, training\.optim_args: expected what makes an optimizer"):
+        run("mnpo", tmp_path, *settings)
+    assert not (tmp_path / "recipe.yaml").exists() and not (tmp_path / "round-1").exists()
+    loop.run_stage(load_recipe(ROOT / "recipes/mnpo/tiny.yaml", settings).recipe, "rollout")
+    assert (tmp_path / "round-1" / "answers.jsonl").exists()
+
+
 def test_a_stage_that_cannot_begin_claims_no_folder(tmp_path: Path) -> None:
     recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", [*SMALL, f"output_dir={tmp_path}"]).recipe
     with pytest.raises(UserError, match="run `alignment rollout` first"):

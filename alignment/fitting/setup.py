@@ -16,6 +16,7 @@ from alignment.checkpoints import last_checkpoint
 from alignment.config.fitting import ComparisonData, DemonstrationData, RewardRecipe, SFTRecipe
 from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
+from alignment.optimizer_options import check_optimizer
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data
 
 Config = TypeVar("Config", SFTConfig, RewardConfig)
@@ -65,7 +66,8 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
     TRL's own would switch on bfloat16 and gradient checkpointing, and change the learning rate and the logging.
 
     Raises:
-        UserError: for a number that no training is possible with, or keys that contradict one another.
+        UserError: for a number that no training is possible with, keys that contradict one another, or options of which
+            no optimizer or scheduler is made.
     """
     problems = [f"training.{line}" for line in range_problems(recipe.training)]
     if recipe.training.get("eval_strategy", "no") != "no" and not recipe.data.holds_out:
@@ -85,9 +87,11 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
     if not torch.cuda.is_available():
         fixed["use_cpu"] = True
     try:
-        return kind(**(defaults | fixed | recipe.training | overrides))
+        config = kind(**(defaults | fixed | recipe.training | overrides))
     except ValueError as error:
         raise UserError(f"training: {error}") from error
+    check_optimizer(config)
+    return config
 
 
 def find_checkpoint(asked: str | None, folder: Path) -> Path | None:

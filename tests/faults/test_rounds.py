@@ -127,9 +127,19 @@ def test_an_oracle_that_says_nan_leaves_answers_and_no_preferences(
     assert not (tmp_path / "run" / "round-1" / "preferences.jsonl").exists()
 
 
-def test_a_context_without_room_is_named_before_anything_is_sampled(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"room for max_new_tokens = 4000 behind every prompt in the 2048 positions"):
-        run(tmp_path / "run", "sampling.max_new_tokens=4000")
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("sampling.max_new_tokens=4000", r"max_new_tokens = 4000"),
+        (
+            "evaluation.max_new_tokens=4000",
+            r"win_rate_max_new_tokens \(in a recipe evaluation\.max_new_tokens\) = 4000",
+        ),
+    ],
+)
+def test_a_context_without_room_is_named_before_anything_is_sampled(override: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"room for {named} behind every prompt in the 2048 positions"):
+        run(tmp_path / "run", override)
     assert not (tmp_path / "run" / "round-1").exists()
 
 

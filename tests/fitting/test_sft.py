@@ -115,6 +115,31 @@ def test_what_cannot_be_honoured_is_one_line(
     assert stop.value.code == 2 and len(errors) == 1 and message in errors[0]
 
 
+@pytest.mark.parametrize("command", ["sft", "reward"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.optim_args=foo", "training.optim, training.optim_args: expected what makes an optimizer, got"),
+        (
+            "training.optim_args='beta1=0.5'",
+            "training.optim_args: expected options that 'adamw_torch_fused' reads, got",
+        ),
+        ("training.lr_scheduler_kwargs={foo: 1}", "training.lr_scheduler_kwargs: expected what makes a scheduler, got"),
+        ("training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs: expected what makes a sched"),
+    ],
+)
+def test_options_of_no_optimizer_and_no_scheduler(
+    command: str, override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of both commands, one line before a row is read."""
+    recipe = write(tmp_path, separable_pairs())
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(recipe), override])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: ") and message in line
+
+
 def test_lora_saves_an_adapter_and_a_run_resumes(tmp_path: Path) -> None:
     path = write(tmp_path, separable_pairs())
     overrides = ["policy.lora.rank=4", "training.save_strategy=steps", "training.save_steps=4", "training.max_steps=4"]

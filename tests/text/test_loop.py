@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignment import loop
 from alignment.cli import main
 from alignment.config import load_recipe
+from alignment.errors import UserError
 
 GOOD = [
     {"prompt": f"Say the number {word}.", "chosen": f"{word}.", "rejected": f"I would rather not say {word} now."}
@@ -119,6 +120,14 @@ def test_bad_files_are_one_clear_line(case: str, tmp_path: Path, capsys: pytest.
     assert stop.value.code == 2 and "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "pairs.jsonl" in errors[0] and expected in errors[0]
+
+
+@pytest.mark.parametrize("override", ["training.optim_args=foo", "training.lr_scheduler_kwargs={foo: 1}"])
+def test_options_of_no_optimizer_are_named_before_a_row_is_read(override: str, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, rows()), [override]).recipe
+    (tmp_path / "pairs.jsonl").unlink()
+    with pytest.raises(UserError, match="expected what makes"):
+        loop.run(recipe)
 
 
 def test_missing_file_and_broken_gzip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from alignment import logps
+from alignment import trainer as trainer_module
 from alignment.annotator import Annotator
 from alignment.arguments import AlignmentArguments
 from alignment.config import card_needs, text_gap
@@ -412,7 +414,17 @@ def test_mistakes_are_named_before_training(
             PreferenceTrainer(**{**common, **dpo, key: value})
     with pytest.raises(UserError, match=r"eval_strategy: expected held-out rows \(eval_dataset, .* with 'epoch'"):
         PreferenceTrainer(**{**common, **dpo, "args": arguments(tmp_path, eval_strategy="epoch")})
-    for modules, found in ((["foo"], r"\['foo'\]"), (["norm"], r"\['norm'\]"), ("q_proj", "'q_proj'"), ("[", r"'\['")):
+    pattern = (
+        r"'q_proj', a regular expression for whole names, such as model\.embed_tokens, model\.layers\.0\.self_attn"
+    )
+    for modules, found in (
+        (["foo"], r"\['foo'\]"),
+        (["norm"], r"\['norm'\]"),
+        ([], r"\[\]"),
+        ("", "''"),
+        ("q_proj", pattern),
+        ("[", r"'\['"),
+    ):
         lora = LoraConfig(target_modules=modules)
         said = r"policy\.lora\.target_modules: expected names of modules of the model, such as \[.*q_proj.*, got "
         with pytest.raises(UserError, match=said + found):
@@ -465,8 +477,12 @@ def test_numbers_that_nothing_trains_with_are_refused(settings: dict[str, Any], 
             r"training\.lr_scheduler_type, training\.lr_scheduler_kwargs: expected what makes a scheduler, got "
             r"'linear' with the options \{'foo': 1\} \(.* unexpected keyword argument 'foo'\)",
         ),
+        (
+            {"optim_args": "momentum=0.9,foo=1"},
+            r"training\.optim_args: expected options that 'sgd' reads, got foo, which would change nothing",
+        ),
     ],
-    ids=["optimizer", "scheduler"],
+    ids=["optimizer", "scheduler", "unread"],
 )
 @pytest.mark.parametrize("method", [{"name": "dpo", "beta": 0.1}, {"name": "egpo", "tau": 0.1}], ids=["one", "two"])
 def test_what_makes_no_optimizer_or_scheduler_is_named(
@@ -476,15 +492,49 @@ def test_what_makes_no_optimizer_or_scheduler_is_named(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With one stage an iteration and with two, whose scheduler and optimizer are wrapped."""
+    """Before rows are encoded, with one stage an iteration and with two."""
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("encoded rows")
+
+    monkeypatch.setattr(trainer_module, "encode_for", fail)
+    with pytest.raises(UserError, match=said):
+        PreferenceTrainer(
+            model=model,
+            args=arguments(tmp_path, **settings),
+            train_dataset=pair_rows(),
+            processing_class=tokenizer,
+            oracle=RuleOracle(shorter),
+            method=method,
+        )
+
+
+def test_what_only_the_model_shows_is_named_when_training_begins(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an optimizer of chosen modules, of which the model has none."""
+
+    def look_at_the_model(args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        assert list(model.named_modules())
+        raise ValueError("No target modules found")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(look_at_the_model))
+    trainer = make_trainer(model, tokenizer, tmp_path, {"name": "dpo", "beta": 0.1})
+    with pytest.raises(UserError, match=r"training\.optim, training\.optim_args: .* \(No target modules found\)"):
+        trainer.train()
+
+
+def test_a_given_optimizer_stands_for_that_of_the_arguments(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
     trainer = PreferenceTrainer(
         model=model,
-        args=arguments(tmp_path, **settings),
+        args=arguments(tmp_path, optim_args="foo"),
         train_dataset=pair_rows(),
         processing_class=tokenizer,
-        oracle=RuleOracle(shorter),
-        method=method,
+        method={"name": "dpo", "beta": 0.1},
+        optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
     )
-    with pytest.raises(UserError, match=said):
-        trainer.train()
+    trainer.train()

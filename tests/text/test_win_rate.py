@@ -13,6 +13,7 @@ from alignment import loop
 from alignment.arguments import AlignmentArguments
 from alignment.config import load_recipe
 from alignment.data import Comparison, Row, Turn
+from alignment.errors import UserError
 from alignment.games import PreferenceGame
 from alignment.oracles import MatrixOracle
 from alignment.trainer import PreferenceTrainer
@@ -112,6 +113,19 @@ def test_prompts_alone_have_a_win_rate_and_no_loss(tmp_path: object) -> None:
     )
     metrics = alone.evaluate()
     assert metrics["eval_win_rate_vs_ref"] == pytest.approx(0.5) and "eval_loss" not in metrics
+
+
+@pytest.mark.parametrize("key", ["win_rate_max_new_tokens", "max_completion_length"])
+def test_held_out_prompts_need_room_for_an_answer(key: str, tmp_path: object) -> None:
+    """The symbol model has 16 positions; a prompt is one token. Only where somebody judges."""
+    method = {"name": "dpo", "beta": 0.1}
+    trainer = offline(method, tmp_path, **{key: 15})
+    with pytest.raises(UserError, match=r"room for win_rate_max_new_tokens .* = 16 .* in the 16 positions .* 8 of 8 "):
+        offline(method, tmp_path, **{key: 16})
+    args = offline(method, tmp_path, eval_strategy="no").args
+    setattr(args, key, 16)
+    rows = {"train_dataset": red_wins(), "eval_dataset": red_wins(), "processing_class": symbol_tokenizer()}
+    assert PreferenceTrainer(model=trainer.model, args=args, method=method, **rows).match is None
 
 
 OFFLINE = "evaluation={every: 2, oracle: {kind: rule, rule: shorter}, num_prompts: 5, max_new_tokens: 4}"
