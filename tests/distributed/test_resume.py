@@ -36,13 +36,15 @@ AVERAGE = ("average.decay=1",)
 TARGET = ("method={name: nash_mp, tau: 0.1, eta: 0.2, decay: 0.5}", "training.learning_rate=1e-4")
 
 
-@needs_compiler
-def test_killed_under_zero3_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "sharding"), [pytest.param("zero3_cpu", "ZeRO-3", marks=needs_compiler), ("fsdp2", "FSDP")]
+)
+def test_killed_and_resumed(config: str, sharding: str, tmp_path: Path) -> None:
     """Weights, moments and stages of extragradient, in parts on two processes: bit for bit the uninterrupted run."""
     options = (*SAVES, "training.optim=adamw_torch", "training.learning_rate=1e-3", "training.max_steps=6")
-    launch(tmp_path / "whole", processes=2, batch=2, recipe=EGPO, overrides=options, config="zero3_cpu")
+    launch(tmp_path / "whole", processes=2, batch=2, recipe=EGPO, overrides=options, config=config)
     broken = tmp_path / "broken"
-    line = command(broken, processes=2, batch=2, recipe=EGPO, overrides=options, config="zero3_cpu")
+    line = command(broken, processes=2, batch=2, recipe=EGPO, overrides=options, config=config)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 280
@@ -54,8 +56,9 @@ def test_killed_under_zero3_and_resumed(tmp_path: Path) -> None:
     process.wait()
     assert list(broken.glob("checkpoint-*/alignment_state.pt")) and not (broken / "final").exists()
     said = launch(broken, processes=1, batch=4, recipe=EGPO, overrides=(*options, RESUMES), fails=True)
-    assert "expected the launch that divided the optimizer's state, ZeRO-3 on 2 process(es), found whole on 1" in said
-    launch(broken, processes=2, batch=2, recipe=EGPO, overrides=(*options, RESUMES), config="zero3_cpu")
+    expected = f"expected the launch that divided the optimizer's state, {sharding} on 2 process(es), found whole on 1"
+    assert expected in said
+    launch(broken, processes=2, batch=2, recipe=EGPO, overrides=(*options, RESUMES), config=config)
     assert losses(broken) == losses(tmp_path / "whole")
     assert torch.equal(parameters(broken), parameters(tmp_path / "whole"))
 
