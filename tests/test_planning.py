@@ -426,6 +426,16 @@ def test_other_launches_divide_by_hand() -> None:
     }
 
 
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
+def test_all_weights_are_gathered_while_answers_are_drawn(sharding: Any) -> None:
+    """Whatever a step gathers."""
+    run = run_of(recipe_of("egpo/tiny", TINY), ALONE)
+    launch = Launch(processes=8, sharding=sharding)
+    lines = memory_lines(replace(run, launch=launch), memory=None)
+    (gathered,) = (line for line in lines if line.name == "weights, gathered")
+    assert gathered.sampling == 4 * run.outline.parameters >= gathered.training
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -55,14 +55,15 @@ def _weights(run: Run) -> Iterator[Line]:
     divided = " / N" if launch.shares_weights else ""
     weights = run.weight_bytes // (launch.processes if launch.shares_weights else 1)
     yield Line(name="weights", formula=f"bytes of P{divided}", training=weights, sampling=weights)
+    # While answers are drawn they are gathered once for all tokens.
+    drawing = run.size * outline.parameters
     if launch.sharding == "zero3":
-        # While answers are drawn they are gathered once for all tokens.
-        gathered, drawing = (run.size * count for count in (min(outline.parameters, _ZERO_LIVE), outline.parameters))
+        gathered = run.size * min(outline.parameters, _ZERO_LIVE)
         yield Line(name="weights, gathered", formula="b min(P, 10^9)", training=gathered, sampling=drawing)
     if launch.sharding == "fsdp2":
         formula = "b (embeddings, head, 2 layers)" if launch.reshards else "b P"
-        gathered = run.size * (outline.largest if launch.reshards else outline.parameters)
-        yield Line(name="weights, gathered", formula=formula, training=gathered, sampling=gathered)
+        gathered = run.size * outline.largest if launch.reshards else drawing
+        yield Line(name="weights, gathered", formula=formula, training=gathered, sampling=drawing)
 
 
 def _optimizer(run: Run) -> Iterator[Line]:
