@@ -392,7 +392,7 @@ def test_preference_metrics() -> None:
         replace(pair_inputs(logps=[-5.0, -4.0], ref=[-6.0, -3.0], preference=1.0), lengths_BG=torch.tensor([[10, 2]]))
     )
     assert (wrong["accuracy_absolute_per_token"].item(), wrong["undesirable_per_token"].item()) == (1, 0)
-    for lengths, expected in (([2, 5], 1.0), ([5, 2], math.nan)):
+    for lengths, expected in (([2, 5], 1.0), ([5, 2], math.nan), ([5, 5], math.nan)):
         sized = replace(x, lengths_BG=torch.tensor([lengths]), feedback=hard_feedback())
         metrics = f.preference_metrics(sized)
         assert metrics["length_difference"].item() == lengths[0] - lengths[1]

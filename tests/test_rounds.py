@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.artefacts import Artefact, read_rows, write_rows
-from alignment.data import EncodedRow, Row, Turn, encode_rows, stop_token_ids
+from alignment.data import Comparison, EncodedRow, Row, Turn, encode_rows, stop_token_ids
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answer_prompts, compare_answers
@@ -88,10 +89,20 @@ def test_the_tournament_takes_eleven_questions() -> None:
         assert (item.row.responses[c.winner], item.row.responses[c.loser], c.probability) == ("8", "1", 1.0)
 
 
-def test_a_tournament_without_a_winner_is_left_out() -> None:
+def test_ties_of_a_tournament_go_to_the_first() -> None:
+    """5 and 05 tie, and so do 1 and 01: the first of each goes on among the winners, the second among the losers."""
+    item = answered(5, 6, 1, 2)
+    item = replace(item, row=replace(item.row, responses=("5", "05", "1", "01")))
+    (kept,) = compare([item], Ranked(), "knockout")
+    (c,) = kept.row.comparisons
+    assert (kept.row.responses[c.winner], kept.row.responses[c.loser]) == ("5", "01")
+
+
+@pytest.mark.parametrize("pairs", ["knockout", "best_worst"])
+def test_a_prompt_without_a_winner_is_left_out(pairs: str) -> None:
     """An oracle without an opinion: every tie goes to the first answer, and the last match is a tie as well."""
     rows = [answered(1, 2, 3, 4)]
-    compared = compare_answers(rows, Ranked(sure=0.5), pairs="knockout", batch_size=1, seeds=range(len(rows)))
+    compared = compare_answers(rows, Ranked(sure=0.5), pairs=pairs, batch_size=1, seeds=range(len(rows)))
     assert compared.rows == () and list(compared.skipped.values()) == [("a:1",)]
 
 
@@ -136,8 +147,13 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def test_a_round_keeps_the_sampled_tokens(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """A random model says bytes that are no text: encoded again, other tokens. Seeds decide the answers."""
-    rows = [Row(prompt=(Turn("user", f"what {n}"),), source=f"a:{n}") for n in range(3)]
+    """A random model says bytes that are no text: encoded again, other tokens. Seeds decide the answers. What the rows
+    held besides their prompts was said of other answers, and is gone."""
+    said: list[dict[str, Any]] = [{"comparisons": (Comparison(0, 1),)}, {"scores": (0.0, 1.0)}, {}]
+    rows = [
+        Row(prompt=(Turn("user", f"what {n}"),), responses=("one", "two"), source=f"a:{n}", **feedback)
+        for n, feedback in enumerate(said)
+    ]
     prompts = encode_rows(rows, tokenizer, max_prompt_length=32, max_completion_length=8).rows
     policy = CausalLMPolicy(
         model, tokenizer, stop_token_ids=stop_token_ids(tokenizer), temperature=1.0, max_new_tokens=6
@@ -150,6 +166,7 @@ def test_a_round_keeps_the_sampled_tokens(
     found = answers(0)
     assert found == answers(0) == answers(0, batch_size=1) == answers(0, batch_size=3) != answers(1)
     assert [item.row.source for item in found] == ["a:0", "a:1", "a:2"]
+    assert all((item.row.comparisons, item.row.scores) == ((), None) for item in found)
     for item in found:
         for ids, text in zip(item.completion_ids, item.row.responses, strict=True):
             assert 1 <= len(ids) <= 6 and tokenizer.decode(ids, skip_special_tokens=True) == text

@@ -156,12 +156,12 @@ def test_sample_min_is_below_group_argmin() -> None:
 
 def test_group_argmin_follows_the_running_mean() -> None:
     """The first batch sets the mean; later ones move it by 1 - ema; the worst oracle alone speaks."""
-    welfare = GroupArgmin(ema=0.5)
+    welfare = GroupArgmin(ema=0.75)
     state = welfare.update(welfare.init(2), torch.tensor([0.6, 0.4]))
     combined = welfare.combine(feedback(), state).wins_KBG
     assert combined is not None and combined.tolist() == [[[0.7, 0.4]]]
-    state = welfare.update(state, torch.tensor([0.0, 0.4]))
-    torch.testing.assert_close(state, torch.tensor([0.3, 0.4], dtype=torch.float64), rtol=0, atol=1e-7)
+    state = welfare.update(state, torch.tensor([0.0, 0.8]))
+    torch.testing.assert_close(state, torch.tensor([0.45, 0.5], dtype=torch.float64), rtol=0, atol=1e-7)
     combined = welfare.combine(feedback(), state).wins_KBG
     assert combined is not None and combined.tolist() == [[[0.2, 0.9]]]
 

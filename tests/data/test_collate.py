@@ -1,6 +1,7 @@
 """Batches: the masks count the tokens, the feedback is antisymmetric, and no prompt is on both sides of a split."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data.collate import collate, split_rows
-from alignment.data.rows import Comparison, Row, Turn
+from alignment.data.rows import Comparison, OracleScores, Row, Turn
 from alignment.data.tokens import EncodedRow
 from alignment.errors import UserError
 
@@ -79,6 +80,15 @@ def test_preferences_and_scores_of_ragged_groups() -> None:
     torch.testing.assert_close(batch.feedback.scores_KBG, expected_1BG, equal_nan=True)
     assert batch.row_weight_B.tolist() == [1.0, 0.5]
     assert batch.feedback.wins_KBG is None
+
+
+def test_a_panel_ties_where_its_scores_do() -> None:
+    """Each oracle by itself: the larger score wins for certain, equal ones are a tie, in either order."""
+    item = make((1,), (2,), (3,))
+    panel = (OracleScores("brief", (1.0, 1.0)), OracleScores("kind", (0.0, 3.0)))
+    feedback = collate([replace(item, row=replace(item.row, panel=panel))], pad_token_id=PAD).feedback
+    assert feedback.prefs_KBGG is not None
+    assert feedback.prefs_KBGG[:, 0].tolist() == [[[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.0], [1.0, 0.5]]]
 
 
 def test_feedback_that_nobody_gave_is_absent() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.data import Comparison, Row, Turn, drop_duplicates, read_rows
+from alignment.data import Comparison, OracleScores, Row, Turn, drop_duplicates, read_rows
 from alignment.errors import UserError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -44,13 +44,27 @@ def test_the_first_of_equal_rows_stays() -> None:
     [
         pair("Red.", "Blue.", winner=1),
         pair("Red.", "Blue.", annotator="b"),
+        pair("Red.", "Blue.", group="g"),
         pair("Red.", "Green."),
         pair("Red.", "Blue.", prompt="Why not?"),
     ],
-    ids=["another verdict", "another annotator", "another response", "another prompt"],
+    ids=["another verdict", "another annotator", "another group", "another response", "another prompt"],
 )
 def test_what_is_no_duplicate(other: Row) -> None:
     assert len(drop_duplicates([pair("Red.", "Blue."), other]).rows) == 2
+
+
+def test_other_scores_of_a_panel_are_another_verdict() -> None:
+    """Whichever order the responses stand in."""
+    first, same, other = (
+        Row(prompt=(Turn("user", "Why?"),), responses=texts, panel=(OracleScores("kind", scores),), source=source)
+        for texts, scores, source in (
+            (("Red.", "Blue."), (1.0, 0.0), "a:1"),
+            (("Blue.", "Red."), (0.0, 1.0), "a:2"),
+            (("Red.", "Blue."), (0.0, 1.0), "a:3"),
+        )
+    )
+    assert drop_duplicates([first, same, other]).rows == (first, other)
 
 
 def test_one_word_in_sixty_makes_a_near_duplicate_and_all_of_its_rows_go() -> None:
@@ -66,6 +80,14 @@ def test_one_word_in_sixty_makes_a_near_duplicate_and_all_of_its_rows_go() -> No
     assert result.removed == {"nearly the same as an earlier row": ("b:1 = a:1", "b:2 = a:1")}
     assert len(drop_duplicates(rows, similarity=0.999).rows) == 3
     assert len(drop_duplicates(rows).rows) == 3
+
+
+def test_the_bound_of_1_is_the_same_shingles() -> None:
+    """ "hahah" and "ahaha" are all that a laugh says, however long it is; the last letter of a text is part of one."""
+    laughs = [pair("ha" * 20, "ho" * 20), pair("ha" * 30, "ho" * 25, source="a:2")]
+    assert drop_duplicates(laughs, similarity=1.0).rows == (laughs[0],)
+    endings = [pair("Monday", "Friday"), pair("Mondax", "Fridax", source="a:2")]
+    assert drop_duplicates(endings, similarity=1.0).rows == tuple(endings)
 
 
 def test_other_answers_to_one_long_prompt_stay() -> None:

@@ -31,6 +31,7 @@ def pair(left: str, right: str, *, probability: float = 1.0, source: str = "a:1"
         ({"distinct_responses": True}, pair("a", "b"), pair("a", "a"), "two responses are the same"),
         # |2 p - 1| = 0.6 and 0.4.
         ({"min_margin": 0.5}, pair("a", "b", probability=0.8), pair("a", "b", probability=0.7), "margin below 0.5"),
+        ({"min_margin": 0.5}, pair("a", "b", probability=0.2), pair("a", "b", probability=0.3), "margin below 0.5"),
         ({"min_letters": 0.5}, pair("ab..", "b"), pair("a..", "b"), "fewer than 0.5 letters"),
         ({"max_repetition": 0.5}, pair("a", "b"), pair("a", "ab" * 40), "repetition above 0.5"),
     ],
@@ -85,6 +86,11 @@ def test_full_agreement_on_pandalm_is_what_its_readme_counts(real_data: Callable
     assert len(result.rows) == 2817
     # 60 pairs are missing: between 819 (all of them agreed) and 879.
     assert 819 <= len(pairs) <= 879 and len(kept.rows) == 3 * len(pairs)
+
+
+def test_white_space_does_not_repeat() -> None:
+    """A table of blanks is one blank a gap: no window of it comes twice."""
+    assert repetition("name" + " " * 60 + "value" + "\n" * 40 + "colour" + "\t" * 40 + "green") == 0.0
 
 
 @given(st.text(max_size=80))

@@ -45,6 +45,13 @@ def test_the_seed_fixes_the_order_and_sources_are_shuffled() -> None:
     assert own != groups[0][: len(own)]
 
 
+def test_the_seed_draws_the_sources_too() -> None:
+    """One row repeated tells the draws of sources from the order inside them."""
+    groups = [source("a", 1) * 50, source("b", 1) * 50]
+    first, other = (mix_rows(groups, [1.0, 1.0], stop="first_exhausted", seed=seed) for seed in (3, 4))
+    assert first != other
+
+
 def test_what_cannot_be_mixed_is_refused() -> None:
     with pytest.raises(UserError, match="one positive weight for each of 2 sources"):
         mix_rows([source("a", 2), source("b", 2)], [1.0], stop="first_exhausted", seed=0)

@@ -231,6 +231,18 @@ def test_a_reply_that_already_ends_in_the_end_token_ends_once(build_tokenizer: B
         assert texts(encoded(chat_row(f"hi{end}"), tokenizer), tokenizer)[1] == f"hi{end}"
 
 
+@pytest.mark.parametrize(
+    ("template", "stops"),
+    [(None, ["</s>"]), ("eos", ["</s>"]), ("no_eos", ["</s>"]), ("end_of_turn", ["</s>", "<|im_end|>"])],
+)
+def test_sampling_stops_on_the_end_of_sequence_and_of_the_turn(
+    build_tokenizer: Build, template: str | None, stops: list[str]
+) -> None:
+    """A model whose turns end otherwise may still say its end-of-sequence token, and nothing follows it."""
+    tokenizer = build_tokenizer(template)
+    assert tokenizer.convert_ids_to_tokens(list(stop_token_ids(tokenizer))) == stops
+
+
 # Tokenizers and templates that are refused
 
 

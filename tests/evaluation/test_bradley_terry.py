@@ -40,6 +40,13 @@ def test_planted_strengths_are_found() -> None:
     assert fit.strength_K == pytest.approx(strength_K - strength_K.mean(), abs=1e-10)
 
 
+def test_the_diagonal_is_not_read() -> None:
+    wins_KK = np.array([[0.0, 5.0, 3.0], [4.0, 0.0, 2.0], [2.0, 1.0, 0.0]])
+    plain, filled = fit_bradley_terry(wins_KK), fit_bradley_terry(wins_KK + np.diag([7.0, 0.0, 1.0]))
+    assert filled.strength_K == pytest.approx(plain.strength_K) and filled.level_K.tolist() == [0, 0, 0]
+    assert filled.log_likelihood == pytest.approx(plain.log_likelihood)
+
+
 def test_no_loss_is_an_infinite_strength() -> None:
     """The first item wins always: P = 1 and a level of its own; what lies below is fitted as if it were not there."""
     fit = fit_bradley_terry(np.array([[0.0, 5.0, 3.0], [0.0, 0.0, 2.0], [0.0, 1.0, 0.0]]))

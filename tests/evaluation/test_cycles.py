@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,36 @@ def test_a_gain_without_a_circle() -> None:
     assert found.lottery is not None and found.lottery.weights_K == pytest.approx([1.0, 0.0, 0.0])
 
 
+def test_the_gain_is_that_of_the_choice_that_loses_least() -> None:
+    """a and b share the highest mean win rate, .6; c beats a by .1, and nobody beats b. Bradley-Terry may settle on
+    either, so that an equilibrium gains between nothing and .1."""
+    wins_KK = np.array([[0.5, 0.5, 0.4, 0.9], [0.5, 0.5, 0.6, 0.7], [0.6, 0.4, 0.5, 0.5], [0.1, 0.3, 0.5, 0.5]])
+    gain = diagnose_matrix(exact_matrix("abcd", wins_KK)).gain
+    assert (gain.low, gain.high) == (0.0, pytest.approx(0.1))
+
+
+def test_a_circle_of_few_verdicts_accuses_nobody() -> None:
+    """Three of four verdicts round a circle: one in the table, and none for sure."""
+    found = diagnose_matrix(counted_matrix("abc", [[0, 3, 1], [1, 0, 3], [3, 1, 0]]))
+    assert len(found.circles) == 1 and not found.is_cyclic and found.kind == "bradley_terry"
+
+
+@pytest.mark.parametrize(("p_value", "kind"), [(0.026, "bradley_terry"), (0.024, "transitive")])
+def test_the_fit_has_half_of_the_error(p_value: float, kind: str) -> None:
+    """The other 2.5 % are spent on circles."""
+    found = diagnose_matrix(counted_matrix("abc", [[0, 3, 1], [1, 0, 3], [3, 1, 0]]))
+    assert replace(found, fit=replace(found.fit, p_value=p_value)).kind == kind
+
+
+def test_parts_that_never_met_have_strengths_of_their_own() -> None:
+    """Two triangles, six pairs: each triangle has two free strengths, and one degree of freedom is left to each."""
+    triangle_KK = np.array([[0, 6, 7], [4, 0, 5], [3, 5, 0]])
+    one = diagnose_matrix(counted_matrix("abc", triangle_KK)).fit
+    both = diagnose_matrix(counted_matrix("abcdef", np.kron(np.eye(2), triangle_KK))).fit
+    assert (one.degrees, both.degrees) == (1, 2)
+    assert one.g2 is not None and both.g2 == pytest.approx(2.0 * one.g2)
+
+
 def test_nothing_is_said_without_a_triple() -> None:
     """Everybody met the baseline only, as in an arena with one opponent."""
     found = diagnose_matrix(counted_matrix(["base", "a", "b"], [[0, 40, 30], [60, 0, 0], [70, 0, 0]]))
@@ -114,6 +145,17 @@ def test_the_fit_is_pearsons_test_for_independent_verdicts() -> None:
     assert found.fit.g2 is not None and found.fit.degrees == 1
     assert found.fit.p_value == pytest.approx(math.erfc(math.sqrt(found.fit.g2 / 2)), abs=0.02)
     assert 0.0001 < found.fit.p_value < 0.05
+
+
+def test_the_fits_own_variances_decide_where_wins_are_lopsided() -> None:
+    """.97, .97 and .99 of 100: each residual is the same e, and with p = .97 - e and q = .99 + e of the fit Pearson's
+    chi2 is 100 e^2 (2 / p (1 - p) + 1 / q (1 - q)). The table's own variance at .99 would be six times that at q."""
+    found = diagnose_matrix(counted_matrix("abc", [[0, 97, 99], [3, 0, 97], [1, 3, 0]]))
+    error = found.fit.max_error
+    p, q = 0.97 - error, 0.99 + error
+    chi2 = 100.0 * error**2 * (2.0 / (p * (1.0 - p)) + 1.0 / (q * (1.0 - q)))
+    assert q == pytest.approx(float(expit(2.0 * math.log(p / (1.0 - p)))))
+    assert found.fit.p_value == pytest.approx(math.erfc(math.sqrt(chi2 / 2.0)), abs=0.02)
 
 
 def test_energy_is_read_with_its_noise() -> None:

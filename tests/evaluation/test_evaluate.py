@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from alignment.config.evaluation import load_evaluation_recipe
 from alignment.errors import UserError
 from alignment.evaluate import Evaluated, evaluate
 from alignment.evaluation import scoring
-from alignment.evaluation.intervals import mean_interval
+from alignment.evaluation.intervals import holm, mean_interval
 from alignment.evaluation.manifests import compare_manifests, read_manifest
 from alignment.evaluation.matches import Match, cell, paired_comparisons
 from alignment.tiny import tiny_model, tiny_tokenizer
@@ -318,6 +319,25 @@ def test_pairing_is_narrower_where_prompts_decide() -> None:
     assert found.difference.mean == pytest.approx(0.05)
     assert found.difference.high - found.difference.low == pytest.approx(2 * 0.0049, abs=1e-4)
     assert found.p_value < 1e-6
+
+
+def test_comparisons_share_an_opponent_and_an_error() -> None:
+    """Three policies against x are three pairs, two against y one; p-values are corrected for all four at once."""
+    rng = np.random.default_rng(3)
+    met = [("a", "x"), ("b", "x"), ("c", "x"), ("a", "y"), ("b", "y")]
+    matches = [replace(match(rng.random((9, 1, 1)), name), opponent=opponent) for name, opponent in met]
+    found = paired_comparisons(matches)
+    pairs = [(one.first, one.second, one.opponent) for one in found]
+    assert pairs == [("a", "b", "x"), ("a", "c", "x"), ("b", "c", "x"), ("a", "b", "y")]
+    assert [one.p_value for one in found] == pytest.approx(holm([one.difference.p_value for one in found]).tolist())
+    assert any(one.p_value > one.difference.p_value for one in found)
+
+
+def test_a_length_is_that_of_an_answer() -> None:
+    """Two answers to each of two prompts: means of 2 and 5 characters, 3.5 in the mean, with the error 1.5."""
+    texts = [["a", "abc"], ["abcd", "abcdef"]]
+    found = cell(replace(match([[[1.0], [0.0]]] * 2), ours=texts))
+    assert (found.length.mean, found.length.standard_error) == (3.5, pytest.approx(1.5))
 
 
 def test_a_reply_without_a_verdict_is_a_counted_tie(tree: dict[str, Any], tmp_path: Path) -> None:

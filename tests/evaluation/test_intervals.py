@@ -18,6 +18,7 @@ from alignment.evaluation.intervals import (
     holm,
     joint_error,
     mean_interval,
+    p_value,
     paired_difference,
     simultaneous_intervals,
 )
@@ -98,6 +99,22 @@ def test_the_range_is_a_scale(lowest: float, highest: float) -> None:
         assert getattr(scaled, end) == pytest.approx(lowest + width * getattr(plain, end), abs=1e-12)
 
 
+def test_a_paired_difference_has_no_unit() -> None:
+    """Of shares, or of the same as grades from 1 to 10: everything nine times as large, and the same p-value."""
+    ours_P, theirs_P = np.random.default_rng(9).random((2, 12))
+    shares = paired_difference(ours_P, theirs_P)
+    grades = paired_difference(1.0 + 9.0 * ours_P, 1.0 + 9.0 * theirs_P, lowest=1.0, highest=10.0)
+    for end in ("mean", "low", "high"):
+        assert getattr(grades, end) == pytest.approx(9.0 * getattr(shares, end), abs=1e-12)
+    assert grades.p_value == pytest.approx(shares.p_value) and shares.p_value < 0.9
+
+
+def test_verdicts_that_all_say_the_same_are_not_certain() -> None:
+    """Five verdicts of .6, 0.2 on [-1, 1], have shown no variance: d = 1/5, so t = .2 / sqrt(1/5 / 5) = 1 exactly, and
+    Student's with 4 degrees of freedom is beyond 1 on either side in .3739."""
+    assert p_value(0.2, 0.0, 5) == pytest.approx(0.3739010, abs=1e-6)
+
+
 def test_a_paired_difference_is_the_mean_of_differences() -> None:
     """And exchanging the two turns the sign of everything."""
     rng = np.random.default_rng(3)
@@ -173,6 +190,14 @@ def test_groups_are_their_own_means() -> None:
     assert [estimate.mean for estimate in found.estimates] == [1.0, 0.25]
     assert [estimate.num_prompts for estimate in found.estimates] == [3, 2]
     assert found.lowest.mean == 0.25 and found.lowest.low == found.estimates[1].low
+
+
+def test_the_lowest_mean_is_below_every_upper_end() -> None:
+    """Three prompts at 1/3 say little, a hundred at .4 much: the smallest true mean is not above what bounds the .4."""
+    _, found = group_intervals([1.0, 0.0, 0.0, *[1.0] * 40, *[0.0] * 60], ["few"] * 3 + ["many"] * 100)
+    few, many = found.estimates
+    assert found.lowest.mean == few.mean and found.lowest.low == few.low
+    assert found.lowest.high == many.high < few.high
 
 
 @pytest.mark.parametrize(

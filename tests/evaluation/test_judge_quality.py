@@ -83,6 +83,12 @@ def test_kappa_by_hand() -> None:
     assert cohens_kappa(np.array([1, 1]), np.array([1, 1])) is None
 
 
+def test_kappa_is_of_pairs_with_both_verdicts() -> None:
+    """The four pairs above, and two that lack one."""
+    found = judge_quality([1] * 6, [1, 1, 2, 2, None, 1], [1, 1, 2, 1, 1, None])
+    assert found.kappa == 0.5 and found.n_missing == 2
+
+
 def test_nonsense_counts_as_missing() -> None:
     (found,) = read_verdicts([verdict(winner_noswap="banana", winner_swap=1), verdict(idx=1)]).values()
     assert (found.n_missing, found.n_correct, found.n_correct_swapped) == (1, 1, 2)

@@ -316,6 +316,15 @@ def test_verdicts_that_all_agree_have_no_bootstrap_error(wins: list[float]) -> N
     assert found.lc_se_bootstrap is found.lc_low is found.lc_high is None and found.bootstrap == 5
 
 
+def test_samples_of_instructions_have_their_own_difficulties() -> None:
+    """The model wins 100 easy instructions and loses 100 hard ones, whatever the length: every fit says so, and what is
+    left is how many easy ones a sample holds, 100 sqrt(.5 * .5 / 200) = 3.54 points. 50 samples: 10 % each way."""
+    difficulty_N = np.repeat([-3.0, 3.0], 100)
+    sample = Sample(difference_N=np.zeros(200), wins_N=np.repeat([0.0, 1.0], 100), difficulty_N=difficulty_N)
+    found = bootstrap_error(sample, None, c=10.0, num_samples=50, seed=0)
+    assert found.lc_se_bootstrap == pytest.approx(3.54, rel=0.3)
+
+
 @pytest.mark.slow
 def test_the_bootstrap_error_is_true() -> None:
     """The spread over 300 new data sets is what the bootstrap says from one; upstream's figure is not.

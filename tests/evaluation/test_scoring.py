@@ -248,6 +248,30 @@ def test_a_file_without_rows(run: Run, tmp_path: Path, kind: str) -> None:
 # Arena-Hard with style, and MT-Bench
 
 
+def test_the_best_model_stands_first_in_its_category(tmp_path: Path) -> None:
+    """The model is shown second in the first game and first in the second one."""
+    rows = [
+        {
+            "uid": f"{category} {place}",
+            "category": category,
+            "model": name,
+            "baseline": "base",
+            "games": [{"score": label} for label in labels],
+        }
+        for category in ("math", "coding")
+        for name, labels in (("weak", ("A>B", "B>A")), ("strong", ("B>A", "A>B")))
+        for place in range(3)
+    ]
+    (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = score("arena_hard_v2.0", tmp_path / "judgements.jsonl", Options(bootstrap=2)).scores
+    assert [(row["category"], row["model"], row["score"]) for row in found] == [
+        ("coding", "strong", 100.0),
+        ("coding", "weak", 0.0),
+        ("math", "strong", 100.0),
+        ("math", "weak", 0.0),
+    ]
+
+
 def test_style_control_by_answers(tmp_path: Path, run: Run) -> None:
     """Two models in two categories; the answers of all three models come in two files."""
     for name in ("ours", "theirs", "base"):
@@ -305,6 +329,14 @@ def test_reward_bench_prints_its_sections(tmp_path: Path, run: Run) -> None:
     code, out, err = run("reward_bench", tmp_path / "a.csv")
     # math-prm weighs 984 and hep-cpp 164: 984 / 1148.
     assert code == 0 and "Safety 100.00, Reasoning 85.71" in out and "note: subsets without pairs: alpacaeval-" in err
+
+
+def test_the_accuracy_of_a_file_is_that_of_its_pairs(tmp_path: Path) -> None:
+    """One pair right in one subset, three wrong in another: a quarter, where the mean of the subsets is a half."""
+    lines = ["score_chosen,score_rejected,subset", "1,0,a", "0,1,b", "0,1,b", "0,1,b"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    summary = score("reward_bench", tmp_path / "a.csv").summary
+    assert (summary["accuracy"], summary["n_pairs"]) == (25.0, 4)
 
 
 # Imports

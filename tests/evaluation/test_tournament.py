@@ -84,6 +84,8 @@ def test_a_policy_that_always_wins_has_no_elo() -> None:
     (winner, loser) = found.standings
     assert winner.weight == 1.0 and winner.exploitability.mean == 0.0 and loser.exploitability.mean == 0.5
     assert loser.exploitability.low < 0.5
+    # Played alone, the winner is the lottery: both have the same losses.
+    assert found.lottery_exploitability == winner.exploitability
 
 
 @pytest.mark.parametrize("seed", range(4))

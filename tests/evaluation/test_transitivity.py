@@ -89,6 +89,12 @@ def test_violations_by_hand() -> None:
     assert (circle.num_chains, circle.weak, circle.moderate, circle.strong) == (3, 1.0, 1.0, 1.0)
 
 
+def test_a_chain_whose_ends_never_met_is_none() -> None:
+    """a is ahead of b and b of c: nothing is known of a and c, so nothing is kept and nothing broken."""
+    table = np.array([[0.5, 0.9, np.nan], [0.1, 0.5, 0.9], [np.nan, 0.1, 0.5]])
+    assert stochastic_transitivity(table).num_chains == 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_hodge_parts_add_up_and_are_apart(seed: int) -> None:
     """A gradient plus a circulation: the shares are those of the two squared norms; all pairs: nothing harmonic.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignment.errors import UserError
 from alignment.generation import Decoding, TransformersOptions, build_engine
@@ -98,6 +98,47 @@ def test_flex_attention_is_left_out_of_sampling(model: LlamaForCausalLM) -> None
     answers = [asked.answer(each, PROMPTS, decoding(), num_completions=2, seeds=[3, 4, 5]) for each in (model, flex)]
     assert answers[0] == answers[1]
     assert set(seen) == {"sdpa"} and flex.config._attn_implementation == "flex_attention"
+
+
+def test_a_policy_in_training_answers_without_dropout(model: LlamaForCausalLM) -> None:
+    noisy = copy.deepcopy(model).train()
+    for layer in noisy.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    answers = [
+        engine(continuous=False).answer(each, PROMPTS, decoding(), num_completions=2, seeds=[3, 4, 5])
+        for each in (model, noisy)
+    ]
+    assert answers[0] == answers[1] and noisy.training
+
+
+class AskedError(Exception):
+    """Ends a call where the library would begin."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"temperature": 0.7, "top_k": 3}, (True, 0.7, 3)),
+        ({"temperature": 0.7, "top_k": None}, (True, 0.7, 0)),
+        ({"temperature": 0.0}, (False, 1.0, 50)),
+    ],
+)
+def test_continuous_batches_are_told_how_tokens_are_drawn(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], told: tuple[object, ...]
+) -> None:
+    """There the library draws: at this temperature, from so many tokens, until one of these; 0 is all of them."""
+    settings: list[GenerationConfig] = []
+
+    def begin(*, generation_config: GenerationConfig, **_: object) -> None:
+        settings.append(generation_config)
+        raise AskedError
+
+    monkeypatch.setattr(model, "init_continuous_batching", begin)
+    with pytest.raises(AskedError):
+        engine(continuous=True).answer(model, PROMPTS, decoding(**changes), num_completions=2, seeds=[0, 1, 2])
+    (found,) = settings
+    assert (found.do_sample, found.temperature, found.top_k) == told
+    assert found.top_p == found.repetition_penalty == 1.0 and found.eos_token_id == list(STOPS)
 
 
 @pytest.mark.parametrize("continuous", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -113,6 +113,12 @@ def test_the_first_label_that_stands_alone(reply: str, expected: float | None) -
     assert LabelReader(["A", "B"]).read(text(reply)) == expected
 
 
+def test_a_label_may_hold_another_one() -> None:
+    """The longer one is meant: a tie is written with both letters."""
+    reader = LabelReader(["A", "B", "A=B"])
+    assert [reader.read(text(reply)) for reply in ("A=B", "A", "B. It is not A=B")] == [0.5, 1.0, 0.0]
+
+
 def test_a_pattern_finds_the_label() -> None:
     """MT-Bench's form, with a tie; what the pattern finds that is no label is no verdict."""
     reader = LabelReader(["A", "B", "C"], r"\[\[(\w)\]\]")
@@ -194,13 +200,16 @@ PASSING = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_may_pass_is_tried_again(server: Server, name: str) -> None:
-    """One failure, then answers: the verdict is right, and the failure is counted."""
+    """One failure, then answers: the verdict is right, and the failure is counted: without tokens where the server
+    refused the request, in full where it may have billed it."""
     server.script = in_turn([PASSING[name], *[says("A")] * 2])
     accounts = Accounts()
     answer = ask(build_oracle(spec(server, symmetrize=False), accounts=accounts), ["x"], ["a"], ["b"]).item()
     assert answer == (1.0 if server.asked()[0] == ("a", "b") else 0.0)
     assert len(server.requests) == 2
     assert (accounts.spent.calls, accounts.spent.retries, accounts.spent.questions) == (2, 1, 1)
+    of_failure = accounts.spent.tokens - 101
+    assert of_failure == 0 if name.isdigit() else of_failure > len(str(server.requests[0]["messages"][0]["content"]))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     assert first.questions == [("x", "a", "b"), ("x", "b", "a")] and second.questions == [("y", "a", "b")]
 
 
+def test_every_verdict_stands_under_its_own_question(tmp_path: Path) -> None:
+    """They are asked by length and delivered by place: answers of mixed lengths, each with a probability of its own."""
+    oracle = RuleOracle(lambda prompt, left, right: len(left) / 100)
+    lengths = [70, 10, 40, 90, 20]
+    answers_N = kept(tmp_path, oracle).prefer(["x"] * 5, ["a" * length for length in lengths], ["b"] * 5)
+    assert answers_N.tolist() == [length / 100 for length in lengths]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.oracles import MatrixOracle, ask, build_oracle, preference_matrix
+from alignment.oracles import (
+    MatrixOracle,
+    OneOrder,
+    PanelOracle,
+    ask,
+    build_oracle,
+    num_questions,
+    preference_matrix,
+    settle,
+)
 from alignment.oracles.rules import RuleOracle, find_rule, paper_scissors_stone, shorter
 from tests.text.symbols import SYMBOLS, cyclic_game
 
@@ -33,6 +42,21 @@ def test_both_orders_are_averaged() -> None:
     """Invariant 7: p(y, y') + p(y', y) = 1; a bias to the left cancels: (.9 + 1 - .7)/2 = .6."""
     forward, backward = ask(Biased(), ["x"], ["a"], ["b"]), ask(Biased(), ["x"], ["b"], ["a"])
     assert forward.item() == pytest.approx(0.6) and (forward + backward).item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_equal_answers_are_a_tie_in_one_order_too() -> None:
+    """Invariant 7 with y = y': a taste for the left would make .9 of it, in both orders."""
+    assert OneOrder(Biased()).prefer(["x"] * 2, ["a", "b"], ["a", "b"]).tolist() == [0.5, 0.5]
+
+
+def test_questions_are_counted_and_not_calls() -> None:
+    """Three, then one in both orders; a panel's are those of all of its members."""
+    settled = settle(Biased())
+    ask(settled, ["x"] * 3, ["a"] * 3, ["b"] * 3)
+    ask(settled, ["x"], ["b"], ["a"])
+    panel = PanelOracle({"ann": settled, "bob": Biased()})
+    ask(panel.members[1], ["x"] * 2, ["a"] * 2, ["b"] * 2)
+    assert (num_questions(settled), num_questions(panel), num_questions(None)) == (4, 6, 0)
 
 
 @pytest.mark.parametrize("answer", [float("nan"), 1.2, -0.1])
@@ -103,6 +127,7 @@ def test_rules() -> None:
     assert shorter("", "a" * 20, "a" * 40) == pytest.approx(1 / (1 + 2.718281828459045**-1))
     hands = ["paper", "stone", "scissors"]
     assert [paper_scissors_stone("", a, b) for a, b in zip(hands, hands[1:] + hands[:1], strict=True)] == [1, 1, 1]
+    assert paper_scissors_stone("", "stone, and not paper", "scissors") == 1, "the first hand counts"
     assert paper_scissors_stone("", "nothing", "paper") == 0 and paper_scissors_stone("", "x", "y") == 0.5
 
 

@@ -90,6 +90,13 @@ def test_equal_rewards_move_nobody() -> None:
     assert found.assignment == {"a": 0, "b": 1, "c": 0, "d": 1} and found.num_iterations == 1
 
 
+def test_one_reward_is_fitted_as_often_as_the_groups() -> None:
+    """Each fit goes on from the one before; one that lowers the likelihood is taken back, and the next one is made."""
+    single = Scripted(0.0, [1.0, -1.0, 2.0, 3.0])
+    fit_single(single, [1.0, 1.0], num_fits=3)
+    assert single.fitted == [[1.0, 1.0]] * 3 and single.value == 2.0
+
+
 def test_margins_are_of_the_own_group() -> None:
     makers = iter([Scripted(1.0), Scripted(-2.0)])
     found = fit_mixture([1.0, -1.0], ["Ann", "Bob"], lambda: next(makers), num_groups=2, max_iterations=1)

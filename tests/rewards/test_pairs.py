@@ -78,6 +78,7 @@ def test_what_the_loss_would_not_see_is_refused(item: Row, message: str) -> None
         (row(Comparison(0, 1), size=3), None),
         (row(scores=(1.0,), size=1), 0),
         (row(scores=(0.0,), size=1), None),
+        (row(scores=(0.5,), size=1), None),
         (row(size=1), 0),
         (row(), None),
     ],

@@ -98,6 +98,19 @@ def test_unknown_annotators_are_left_out() -> None:
     assert verdict.p_value == 1.0 and not verdict.gains and "0 annotators" in verdict.summary()
 
 
+def test_strangers_leave_the_others_their_prompts() -> None:
+    """The five above behind four strangers, who all judged one prompt: still five prompts, and one pattern in 32."""
+    pairs, names = [np.array([sign]) for sign in (1.0, -1.0, 1.0, -1.0, 1.0)], list("abcde")
+    verdict = compare_held_out(
+        fit_two(pairs, names),
+        LinearBradleyTerry(1, ridge=1.0),
+        [np.array([1.0])] * 4 + pairs,
+        [*"wxyz", *names],
+        ["one"] * 4 + names,
+    )
+    assert (verdict.annotator_p_value, verdict.prompt_p_value) == pytest.approx((1 / 32, 1 / 32))
+
+
 @pytest.mark.parametrize("num_groups", [2, 3])
 def test_pandalm_has_nothing_to_separate(num_groups: int, real_data: Callable[[str], Path]) -> None:
     """Three annotators of 939 pairs, by length and a hashed bag of words: they largely agree, and are three."""

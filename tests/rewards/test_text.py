@@ -42,6 +42,18 @@ def test_scoring_is_free_of_padding(tmp_path: Path) -> None:
     assert len(set(together)) == 4 and together[1] == together[3]
 
 
+def test_scoring_has_no_dropout_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    own, texts = component(tmp_path), [tuple(range(10, 19)), tuple(range(30, 33))]
+    for layer in own.model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    scores = []
+    for is_training in (False, True, True):
+        own.model.train(is_training)
+        scores.append(own.score(texts))
+        assert own.model.training is is_training
+    assert scores[0] == scores[1] == scores[2]
+
+
 def test_fits_go_on_and_can_be_taken_back(tmp_path: Path) -> None:
     """A second fit starts from the first; parameters are a copy of their own; restoring is exact."""
     own, data = component(tmp_path), pairs(2, 3, 4)

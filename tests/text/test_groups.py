@@ -12,13 +12,17 @@ from alignment.arguments import AlignmentArguments
 from alignment.checkpoints import STATE_FILE
 from alignment.errors import UserError
 from alignment.games import PanelGame
+from alignment.groups import GroupWelfare
 from alignment.methods import build_method
 from alignment.oracles import CalibratedOracle, MatrixOracle, PanelOracle, build_oracle
+from alignment.stages import Annotated
 from alignment.tabular import run_tabular
 from alignment.trainer import PreferenceTrainer
-from alignment.types import LossInputs, LossOutput, Method, Needs
+from alignment.types import Feedback, LossInputs, LossOutput, Method, Needs
+from alignment.welfare import MirrorWeights
 from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_policy, symbol_tokenizer
 from tests.text.test_mixture import sharp
+from tests.text.test_stages import empty_completions
 
 START = torch.tensor([1.0, 0.0, -1.0])
 # Two people with contrary tastes, the second the more decided, and a cyclic third.
@@ -151,6 +155,31 @@ def test_the_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert second.groups is not None and whole.groups is not None
     torch.testing.assert_close(second.groups.state, whole.groups.state, rtol=0, atol=1e-12)
     torch.testing.assert_close(policy_of(second), policy_of(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_a_prompt_counts_by_its_weight(num_batches: int) -> None:
+    """Mean wins .2 and 1 of the first oracle, weights 3 and 1, in one batch or in two, and another process with 0 and
+    the weight 4: (.6 + 1) / 8 = .2; the second oracle has .6 here and .4 there. An evaluation leaves the state."""
+    wins_KBG = torch.tensor([[[0.1, 0.3], [1.0, 1.0]], [[0.6, 0.6], [0.5, 0.7]]])
+    weight_B, completions = torch.tensor([3.0, 1.0]), empty_completions(2 // num_batches, 2)
+    batches = [
+        Annotated(
+            completions=completions,
+            feedback=Feedback(wins_KBG=wins_KBG[:, rows]),
+            weights_BG=None,
+            anchors={},
+            token_anchors={},
+            row_weight_B=weight_B[rows],
+        )
+        for rows in ([slice(2)] if num_batches == 1 else [slice(0, 1), slice(1, 2)])
+    ]
+    groups = GroupWelfare(Needs(feedback="wins", num_oracles="many", welfare=MirrorWeights(step=1.0)), 2)
+    start, elsewhere_K1 = groups.state, torch.tensor([0.0, 1.6, 4.0])
+    groups.combine(batches, lambda sums_K1: sums_K1 + elsewhere_K1, moves=False)
+    assert groups.state is start
+    groups.combine(batches, lambda sums_K1: sums_K1 + elsewhere_K1, moves=True)
+    torch.testing.assert_close(groups.state, torch.tensor([-0.2, -0.5], dtype=torch.float64).softmax(0))
 
 
 def test_wrong_oracles_are_refused(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import peft
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerControl, TrainerState
 
 from alignment import anchors as anchors_module
 from alignment.anchors import AnchorSet
 from alignment.arguments import AlignmentArguments
 from alignment.errors import UserError
 from alignment.generation.transformers import TransformersEngine
-from alignment.iterations import count_steps
+from alignment.iterations import RefreshEngine, WholeIterations, count_steps, per_iteration
 from alignment.oracles import MatrixOracle
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Ema, Needs
@@ -223,6 +224,36 @@ def test_an_engine_takes_exchanged_weights_anew(tmp_path: object) -> None:
     with trainer.anchors.model("policy"):
         pass
     assert len(refreshed) == 2
+
+
+def test_counts_are_made_steps_and_fractions_become_whole_iterations() -> None:
+    """Of three steps an iteration: every one is every third step; a fraction of a run is rounded up to iterations, and
+    a schedule stands still inside of one."""
+    args = AlignmentArguments(output_dir="unused", max_steps=7, logging_steps=1, eval_steps=0.4, save_steps=2)
+    counted = count_steps(args, 3)
+    assert (counted.max_steps, counted.logging_steps, counted.eval_steps, counted.save_steps) == (21, 3, 0.4, 6)
+    assert (args.max_steps, args.logging_steps) == (7, 1)
+    state = TrainerState(logging_steps=3, eval_steps=10, save_steps=None)
+    WholeIterations(3).on_train_begin(args, state, TrainerControl())
+    assert (state.logging_steps, state.eval_steps, state.save_steps) == (3, 12, None)
+    assert [per_iteration(float, 3)(step) for step in range(7)] == [0.0] * 3 + [1.0] * 3 + [2.0]
+
+
+def test_an_engine_is_told_of_every_change() -> None:
+    """Loaded weights at the start, a step, and the best checkpoint, which the end may bring back."""
+
+    class Told:
+        times = 0
+
+        def refresh(self) -> None:
+            self.times += 1
+
+    engine = Told()
+    callback = RefreshEngine(engine)  # type: ignore[arg-type]
+    for event in (callback.on_train_begin, callback.on_step_end, callback.on_step_end, callback.on_train_end):
+        before = engine.times
+        event(None, TrainerState(), TrainerControl())
+        assert engine.times == before + 1
 
 
 def test_a_delay_of_evaluations_counts_as_they_do(tmp_path: object) -> None:

@@ -27,13 +27,14 @@ SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2}
 START = torch.tensor([1.0, 0.0, -1.0])
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
-def test_one_token_has_the_exact_distribution(mix: float) -> None:
-    """20,000 samples: each share within five standard errors (at most 1.8 %) of p^(1-mix) r^mix normalised."""
+@pytest.mark.parametrize(("mix", "temperature"), [(0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (1.0, 2.0)])
+def test_one_token_has_the_exact_distribution(mix: float, temperature: float) -> None:
+    """20,000 samples: each share within five standard errors (at most 1.8 %) of p^(1-mix) r^mix normalised; it is the
+    mixture that has the temperature, and not the policy in it."""
     game = cyclic_game(tau=0.1)
     model, ref = symbol_model(logits_A=START), symbol_model(logits_A=game.ref_XA[0].log())
     tokenizer = symbol_tokenizer()
-    policy = CausalLMPolicy(model, tokenizer, stop_token_ids=[2], temperature=1.0, max_new_tokens=1)
+    policy = CausalLMPolicy(model, tokenizer, stop_token_ids=[2], temperature=temperature, max_new_tokens=1)
     ids = torch.tensor([[[3]]])
     prompt = Completions(
         input_ids_BGT=ids,
@@ -44,7 +45,8 @@ def test_one_token_has_the_exact_distribution(mix: float) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = policy.mixed(lambda: nullcontext(ref), mix).sample(prompt, num_completions=20_000, generator=generator)
     share_A = torch.bincount(drawn.input_ids_BGT[0, :, -1], minlength=7)[4:] / 20_000
-    expected_A = geometric_mixture(symbol_policy(model), game.ref_XA, mix=mix)[0]
+    mixture_A = geometric_mixture(symbol_policy(model), game.ref_XA, mix=mix)[0]
+    expected_A = (mixture_A.log() / temperature).softmax(-1)
     torch.testing.assert_close(share_A.double(), expected_A, rtol=0, atol=0.018)
 
 
@@ -91,6 +93,35 @@ def rows(ids_NT: Tensor, mask_NT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def last_logits(model: Any, ids_T: Tensor) -> Tensor:
     return model(input_ids=ids_T[None]).logits[0, -1]
+
+
+def test_each_prompt_is_mixed_under_its_own_mask() -> None:
+    """Prompts of two tokens and of four, three answers each: what a prompt is answered with alone, by its seed."""
+    model, ref = two_models()
+    # Sharp, so that one token more or less in front is another distribution.
+    with torch.no_grad():
+        for parameter in ref.parameters():
+            parameter.mul_(10.0)
+    tokenizer = tiny_tokenizer(["some words to say"], vocab_size=280)
+    policy = CausalLMPolicy(model, tokenizer, stop_token_ids=[2], temperature=1.0, max_new_tokens=6)
+    # All weight on the reference: its own mask decides alone.
+    mixed = policy.mixed(lambda: nullcontext(ref), 1.0)
+
+    def answers(ids_BT: Tensor, seeds: list[int]) -> list[list[int]]:
+        ids_B1T = ids_BT[:, None]
+        prompts = Completions(
+            input_ids_BGT=ids_B1T,
+            attention_mask_BGT=ids_B1T > 0,
+            completion_mask_BGT=torch.zeros_like(ids_B1T, dtype=torch.bool),
+            valid_BG=torch.ones(ids_B1T.shape[:2], dtype=torch.bool),
+        )
+        found = mixed.sample_by_seeds(prompts, num_completions=3, seeds=seeds)
+        groups = zip(found.input_ids_BGT.flatten(0, 1), found.completion_mask_BGT.flatten(0, 1), strict=True)
+        return [ids_T[mask_T].tolist() for ids_T, mask_T in groups]
+
+    short, long = torch.tensor([20, 21]), torch.tensor([30, 31, 32, 33])
+    together = answers(torch.stack([torch.nn.functional.pad(short, (2, 0)), long]), [1, 2])
+    assert together == answers(short[None], [1]) + answers(long[None], [2])
 
 
 def test_a_reference_with_flex_attention_is_asked_by_sdpa() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import peft
 import pytest
@@ -9,15 +10,16 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from alignment.anchors import AnchorSet
+from alignment.anchors import AnchorSet, own_anchors
+from alignment.annotator import Annotator
 from alignment.data import Batch, Row, Turn, collate, encode_rows
 from alignment.errors import UserError
 from alignment.logps import score
 from alignment.oracles import MatrixOracle
 from alignment.policies import CausalLMPolicy
-from alignment.stages import Sampling, judge, prompts_only, rollout
+from alignment.stages import Sampling, judge, probabilities, prompts_only, rollout
 from alignment.tiny import tiny_model, tiny_tokenizer
-from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Player
+from alignment.types import Behaviour, Completions, Ema, Frozen, Needs, Past, Player, Previous
 from tests.text.symbols import SYMBOLS, cyclic_game, question_rows, symbol_model, symbol_policy, symbol_tokenizer
 
 TEXTS = ("Say one.", "one", "Say a longer thing, please.", "something much longer than that", "no", "maybe")
@@ -197,6 +199,64 @@ def test_the_reference_of_an_adapter_is_its_base(model: LlamaForCausalLM, batch:
     assert float((score(adapted.eval(), batch.completions).logps_BG - base_BG).abs().max()) > 0.1
 
 
+def test_an_anchor_has_no_dropout(model: LlamaForCausalLM, batch: Batch) -> None:
+    """Nor the policy itself where it is one: log-probs of what sampled, in evaluation; it trains on as before."""
+    expected_BG = score(model.eval(), batch.completions).logps_BG.detach()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    anchors = AnchorSet(Needs(feedback="wins", anchors=(Behaviour("behaviour"), Frozen("ref"))), model.train())
+    for scored in anchors.score(batch.completions).values():
+        torch.testing.assert_close(scored.logps_BG, expected_BG, rtol=0, atol=1e-6)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("needs", "switches", "reason"),
+    [
+        ({}, {}, None),
+        ({"stages": 2}, {}, "past a look-ahead it is another policy"),
+        ({"per_token": True}, {}, "the loss reads them by token"),
+        ({}, {"has_noise": True}, "dropout"),
+        ({}, {"is_fresh": True}, "scoring.behaviour: fresh"),
+    ],
+)
+def test_the_policys_next_forward_gives_its_own_log_probs(
+    needs: dict[str, Any], switches: dict[str, bool], reason: str | None
+) -> None:
+    """Where it has not moved, and says the same again; else they have a forward of their own, and the line says why."""
+    card = Needs(feedback="wins", anchors=(Frozen("ref"), Behaviour("behaviour")), **needs)
+    names, (line,) = own_anchors(card, **{"is_fresh": False, "has_noise": False} | switches)
+    assert names == (("behaviour",) if reason is None else ())
+    assert ("it has not moved since" if reason is None else reason) in line
+    assert own_anchors(Needs(feedback="wins", anchors=(Frozen("ref"),)), is_fresh=False, has_noise=False) == ((), ())
+
+
+def test_past_policies_stand_latest_first_and_the_earliest_for_those_before_it() -> None:
+    """The start of training, the policies of two earlier rounds, and once more the first of them."""
+    policies = [symbol_model(logits_A=scale * torch.tensor([1.0, 0.0, -1.0])) for scale in (0.0, 1.0, 2.0)]
+    needs = Needs(feedback="pairs", anchors=(Past("past", window=4),))
+    anchors = AnchorSet(needs, policies[0], past_models=policies[1:])
+    for name, policy in zip(anchors.names, (*policies, policies[-1]), strict=True):
+        with anchors.model(name) as module:
+            torch.testing.assert_close(symbol_policy(module), symbol_policy(policy), rtol=0, atol=0)
+
+
+def test_a_fingerprint_is_of_the_adapter_where_it_acts(model: LlamaForCausalLM) -> None:
+    """Another adapter is another policy over the same reference: stored log-probs of the one are not the other's."""
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    needs = Needs(feedback="pairs", anchors=(Frozen("ref"), Previous("prev")))
+    prints = []
+    for scale in (0.1, 0.2):
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(scale)
+        anchors = AnchorSet(needs, adapted)
+        prints.append((anchors.fingerprint("ref"), anchors.fingerprint("prev")))
+    (ref, first), (same, second) = prints
+    assert ref == same and len({ref, first, second}) == 3
+
+
 SAMPLING = Sampling(
     num_completions=3,
     temperature=1.0,
@@ -243,6 +303,94 @@ def test_each_response_meets_its_own_prompts_opponents() -> None:
             by_hand = sum(prefs_AA[index[response], index[rival]].item() for rival in rivals) / len(rivals)
             assert wins_BG[b, g].item() == pytest.approx(by_hand)
     assert len(rivals) == 2
+
+
+def test_a_response_that_is_none_has_no_probability() -> None:
+    """Two prompts with three and with two responses: each is softmax(1, 0, -1) over its own."""
+    rows = [replace(row, responses=SYMBOLS[:size]) for row, size in zip(question_rows(2), (3, 2), strict=True)]
+    encoded = encode_rows(rows, symbol_tokenizer(), max_prompt_length=9, max_completion_length=1).rows
+    logits_A = torch.tensor([1.0, 0.0, -1.0])
+    anchors = AnchorSet(Needs(feedback="wins"), symbol_model(logits_A=logits_A))
+    found_BG = probabilities(collate(encoded, pad_token_id=0).completions, anchors.model, "policy", 1.0)
+    torch.testing.assert_close(found_BG[0], logits_A.double().softmax(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found_BG[1, :2], logits_A[:2].double().softmax(-1), rtol=0, atol=1e-6)
+    assert found_BG[1, 2] == 0.0
+
+
+KL_LOGITS = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.0, 0.5, 0.0])
+
+
+def kl_annotator(sampling: Sampling, asked: list[tuple[float, int | None]], *, seed: int = 0) -> Annotator:
+    """Of a policy and a reference over symbols; notes who is asked to answer, at which temperature and top_k."""
+    policy, ref = (symbol_model(logits_A=logits_A) for logits_A in KL_LOGITS)
+    needs = Needs(feedback="wins", anchors=(Frozen("ref"),), sampler="policy", opponent="group")
+
+    def make_policy(module: LlamaForCausalLM, temperature: float, top_k: int | None = None) -> CausalLMPolicy:
+        asked.append((temperature, top_k))
+        return CausalLMPolicy(
+            module, symbol_tokenizer(), stop_token_ids=(2,), temperature=temperature, max_new_tokens=1, top_k=top_k
+        )
+
+    return Annotator(
+        needs,
+        sampling=sampling,
+        oracle=MatrixOracle(cyclic_game(tau=0.1).prefs_XAA, responses=SYMBOLS),
+        anchors=AnchorSet(needs, policy, ref),
+        make_policy=make_policy,
+        seed=seed,
+        without=(),
+    )
+
+
+@pytest.mark.parametrize("engine", ["enumerate", "transformers"])
+def test_the_kl_to_the_reference_is_that_of_the_policy(engine: str) -> None:
+    """By hand sum p log p/q, whatever the temperature and top_k of training samples: exact where responses are listed,
+    else a mean over 64 prompts, within 4 standard errors, of which none is negative. What comes later, or weighs
+    nothing, is left out."""
+    policy_A, ref_A = (logits_A.double().softmax(-1) for logits_A in KL_LOGITS)
+    by_hand = float((policy_A * (policy_A / ref_A).log()).sum())
+    # Of one token: r - 1 - log r, r = q/p.
+    ratio_A = ref_A / policy_A
+    terms_A = ratio_A - 1.0 - ratio_A.log()
+    error = float((policy_A * (terms_A - by_hand).square()).sum().sqrt()) / 64**0.5
+    rows = [replace(row, responses=SYMBOLS) for row in question_rows(66)]
+    encoded = encode_rows(rows, symbol_tokenizer(), max_prompt_length=9, max_completion_length=1).rows
+    batch = collate([replace(item, number=n) for n, item in enumerate(encoded)], pad_token_id=0)
+    weight_B = torch.ones(66)
+    weight_B[0] = 0.0
+    asked: list[tuple[float, int | None]] = []
+    sampling = replace(SAMPLING, engine=engine, temperature=2.0, top_k=1)
+    kl_B = kl_annotator(sampling, asked).kl_to_ref(replace(batch, row_weight_B=weight_B))
+    assert kl_B.isnan().nonzero().flatten().tolist() == [0, 64, 65]
+    assert float(kl_B[1:64].min()) >= 0.0
+    if engine == "enumerate":
+        assert kl_B[1:64].tolist() == pytest.approx([by_hand] * 63, abs=1e-6)
+    else:
+        assert float(kl_B[1:64].mean()) == pytest.approx(by_hand, abs=4.0 * error) and asked == [(1.0, None)]
+
+
+def test_training_samples_have_their_own_temperature_and_top_k() -> None:
+    asked: list[tuple[float, int | None]] = []
+    batch = replace(enumerated_batch(), numbers=(0, 1))
+    kl_annotator(replace(SAMPLING, temperature=2.0, top_k=2), asked).annotate(batch, "rollout")
+    assert asked == [(2.0, 2)]
+
+
+def test_samples_depend_on_the_run_the_purpose_and_the_row() -> None:
+    """And on nothing else: the second batch holds the last row of the first one, whose answers it repeats."""
+
+    def answers(purpose: str, *numbers: int, seed: int = 0) -> list[list[int]]:
+        rows = encode_rows(
+            question_rows(len(numbers)), symbol_tokenizer(), max_prompt_length=9, max_completion_length=1
+        )
+        batch = replace(collate(rows.rows, pad_token_id=0), numbers=numbers)
+        sampling = replace(SAMPLING, num_completions=12)
+        completions = kl_annotator(sampling, [], seed=seed).annotate(batch, purpose).completions
+        return [ids_GT[:, -1].tolist() for ids_GT in completions.input_ids_BGT]
+
+    first = answers("rollout 1", 0, 1, 2)
+    assert answers("rollout 1", 2) == first[2:]
+    assert len({tuple(said) for said in (*first, *answers("rollout 2", 2), *answers("rollout 1", 2, seed=1))}) == 5
 
 
 def test_enumerated_wins_are_exact() -> None:

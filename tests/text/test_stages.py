@@ -9,8 +9,17 @@ from torch import Tensor
 
 from alignment.data import Batch, Row, Turn, collate, encode_rows
 from alignment.errors import UserError
-from alignment.oracles import MatrixOracle
-from alignment.stages import Rollout, Sampling, annotate, check_needs, judge, rollout
+from alignment.oracles import MatrixOracle, PanelOracle
+from alignment.stages import (
+    Rollout,
+    Sampling,
+    annotate,
+    check_needs,
+    group_wins_of_pairs,
+    judge,
+    rollout,
+    sample_metrics,
+)
 from alignment.types import AnchorSpec, Completions, Feedback, Needs
 from tests.text.symbols import SYMBOLS, symbol_tokenizer
 
@@ -67,6 +76,22 @@ def test_a_group_is_judged_by_its_own_prompts_taste() -> None:
     wins_KBG = judge(rolled, planted(), Needs(feedback="wins", sampler="policy", opponent="group")).wins_KBG
     assert wins_KBG is not None
     assert wins_KBG[0].tolist() == [pytest.approx([0.85, 0.45, 0.2]), pytest.approx([0.1, 0.7, 0.7])]
+
+
+@pytest.mark.parametrize("opponents", [[["green", "blue"], ["blue", "red"]], None], ids=["opponents", "group"])
+def test_a_panels_feedback_stands_in_the_order_of_its_members(opponents: list[list[str]] | None) -> None:
+    """Each member's is what it says alone, wins and preferences."""
+    members = {"ann": planted(), "bob": MatrixOracle(planted().prefs_XAA.flip(0), responses=SYMBOLS, prompts=PROMPTS)}
+    rolled = Rollout(
+        prompts=PROMPTS,
+        completions=empty_completions(2, 3),
+        responses=[["red", "green", "blue"], ["red", "blue", "blue"]],
+        opponents=opponents,
+    )
+    for needs, name in ((WINS, "wins_KBG"), (Needs(feedback="prefs", sampler="policy"), "prefs_KBGG")):
+        first, second = (getattr(judge(rolled, member, needs), name) for member in members.values())
+        together = getattr(judge(rolled, PanelOracle(members), needs), name)
+        assert together.equal(torch.cat([first, second])) and not first.equal(second)
 
 
 class Fixed:
@@ -162,6 +187,34 @@ def test_answers_of_one_distribution_are_drawn_together(temperature: float, draw
     assert rolled.responses == [["0", "1", "2"]] * 2
     assert rolled.opponents == [["3", "4"] if len(draws) == 1 else ["0", "1"]] * 2
     assert list(rolled.completions.valid_BG.shape) == [2, 3]
+
+
+def test_a_group_is_alike_by_its_answers_alone() -> None:
+    """Two equal answers are alike, whatever pads their group; two different ones are not, and neither is a single one.
+    A quarter of the second group's texts is empty."""
+    said = [[3, 3, None, None], [3, 4, 3, 3], [3, None, None, None]]
+    ids_BGT = torch.tensor([[[7, token or 0] for token in group] for group in said])
+    valid_BG = torch.tensor([[token is not None for token in group] for group in said])
+    seen_BGT = torch.stack([torch.ones_like(valid_BG), valid_BG], dim=-1)
+    answer_BGT = torch.stack([torch.zeros_like(valid_BG), valid_BG], dim=-1)
+    completions = Completions(
+        input_ids_BGT=ids_BGT, attention_mask_BGT=seen_BGT, completion_mask_BGT=answer_BGT, valid_BG=valid_BG
+    )
+    metrics = sample_metrics(completions, [["a", "a"], ["a", "", "a", "a"], ["a"]])
+    assert metrics["identical_groups"].tolist() == [1.0, 0.0, 0.0]
+    assert metrics["empty_responses"].tolist() == [0.0, 0.25, 0.0]
+
+
+def test_wins_of_pairs_are_means_over_whom_a_response_met() -> None:
+    """The first met the second (.8) and the third (.4), those two not each other; the fourth met nobody and leaves."""
+    nan = float("nan")
+    prefs_GG = [[0.5, 0.8, 0.4, nan], [0.2, 0.5, nan, nan], [0.6, nan, 0.5, nan], [nan, nan, nan, 0.5]]
+    completions, feedback = group_wins_of_pairs(
+        empty_completions(1, 4), Feedback(prefs_KBGG=torch.tensor([[prefs_GG]], dtype=torch.float64))
+    )
+    assert completions.valid_BG.tolist() == [[True, True, True, False]]
+    assert feedback.wins_KBG is not None
+    assert feedback.wins_KBG[0, 0, :3].tolist() == pytest.approx([0.6, 0.2, 0.6])
 
 
 class Spy:

@@ -201,6 +201,20 @@ def test_accumulation_equals_the_large_batch(
     torch.testing.assert_close(ended[0], ended[1], rtol=1e-5, atol=5e-6)
 
 
+def test_a_weight_is_a_number_of_rows(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: object
+) -> None:
+    """Eight rows that weigh ten have the loss of ten rows; taken for eight, or seven, the mean would be another one."""
+    weights, method = (3, 1, 0, 1, 1, 1, 1, 2), {"name": "simpo", "beta": 2.0, "gamma": 1.0}
+    repeated = tuple(row for row, weight in zip(pair_rows(), weights, strict=True) for _ in range(weight))
+    losses = [
+        first_loss(make_trainer(model, tokenizer, tmp_path, method, rows=rows, per_device_train_batch_size=len(rows)))
+        for rows in (pair_rows(weights), repeated, pair_rows())
+    ]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    assert losses[0].item() != pytest.approx(losses[2].item(), rel=1e-4)
+
+
 def enumerated(folder: object, *, name: str = "egpo", **changes: Any) -> PreferenceTrainer:
     """A trainer on the symbol game with AdamW, all weights, responses enumerated."""
     game = cyclic_game(tau=0.1)
