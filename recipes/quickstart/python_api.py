@@ -1,4 +1,4 @@
-"""EGPO on the text game from Python, as in a notebook: python recipes/quickstart/python_api.py (a minute on a CPU core).
+"""EGPO on the text game from Python, as in a notebook: python recipes/quickstart/python_api.py (a minute on one core).
 
 A trainer takes models, rows, a tokenizer and an oracle as objects: a model of transformers, rows of
 `alignment.data.read_rows`, anything with `prefer(prompts, left, right)`.
