@@ -6,6 +6,7 @@ nobody reads.
 
 import copy
 import enum
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -97,18 +98,19 @@ class _ModelNeeded(Exception):  # noqa: N818
 
 
 class _NoModel:
-    """In place of the model."""
-
     def __getattr__(self, name: str) -> Any:
         raise _ModelNeeded
 
 
-_NO_MODEL: Any = _NoModel()
+@functools.cache
+def _no_model() -> Any:
+    """In place of the model; one alone, as settings that hold it are compared."""
+    return _NoModel()
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
     with naming_optimizer(args), suppress(_ModelNeeded):
-        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, _NO_MODEL)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, _no_model())
         _check_options(args, settings)
         # The others are made of the whole model.
         if isinstance(kind, type) and issubclass(kind, Optimizer) and "model" not in settings:
@@ -146,7 +148,7 @@ def _settings(args: TrainingArguments, options: Mapping[str, str]) -> Any:
     changed = copy.copy(args)
     changed.optim_args = ",".join(f"{name}={value}" for name, value in options.items())
     with suppress(TypeError, ValueError, AttributeError):
-        return Trainer.get_optimizer_cls_and_kwargs(changed, _NO_MODEL)
+        return Trainer.get_optimizer_cls_and_kwargs(changed, _no_model())
     return None
 
 
