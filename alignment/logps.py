@@ -46,6 +46,10 @@ _PAIRS_PER_TOKEN_AND_WIDTH = 6
 # where weights or products are rounded to fewer bits, as they may be on any accelerator.
 _TOLERANCE, _ROUNDED_TOLERANCE = (1e-3, 1e-5), (0.1, 0.02)
 
+# Kernels of FlexAttention that torch may compile. Past its own limit of 8 it holds all pairs of positions, and warns.
+# With gradient and without, shared rows and others, one row and several, a probe and batches: 13 were met on a CPU.
+_MAX_KERNELS = 64
+
 # Kinds of layers whose tokens see one another by the mask alone.
 _KINDS = {"full_attention", "sliding_attention"}
 
@@ -287,6 +291,8 @@ def _examine(causal: PreTrainedModel) -> Anatomy:
     pairs_per_token = _PAIRS_PER_TOKEN_AND_WIDTH * float(causal.config.get_text_config().hidden_size)
     was_training = causal.training
     causal.eval()
+    if _attention(causal) == "flex_attention":
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_KERNELS)
     whole_because = _why_whole(causal)
     dense_because = whole_because or _why_dense(causal, pairs_per_token)
     causal.train(was_training)

@@ -263,6 +263,8 @@ def _added_mask(group_RW: Tensor, segment_RW: Tensor, dtype: torch.dtype) -> Ten
     return torch.zeros(seen_R1WW.shape, dtype=dtype, device=seen_R1WW.device).masked_fill(~seen_R1WW, -torch.inf)
 
 
+# Compiled once for forwards with gradient and without.
+@torch.no_grad()
 def _block_mask(group_RW: Tensor, segment_RW: Tensor) -> BlockMask:
     """The same for FlexAttention, which skips blocks of which nothing is seen."""
     num_rows, width = group_RW.shape

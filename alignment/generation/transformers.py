@@ -186,6 +186,9 @@ def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Deco
     settings = copy.deepcopy(base.generation_config)
     settings.update(**_settings(decoding, draws=decoding.temperature > 0))
     longest = max(len(prompt) for prompt in prompts) + decoding.max_new_tokens
+    # On a GPU newer releases would put FlashAttention, which takes no float32, in place of the policy's attention.
+    fields = ContinuousBatchingConfig.__dataclass_fields__
+    own_attention = {"auto_switch_to_flash": False} if "auto_switch_to_flash" in fields else {}
     manager = base.init_continuous_batching(
         generation_config=settings,
         continuous_batching_config=ContinuousBatchingConfig(
@@ -194,6 +197,7 @@ def _generate_continuously(module: Any, prompts: list[list[int]], decoding: Deco
             max_batch_tokens=_BATCH_TOKENS,
             # Asynchronous batches would draw in an order that depends on timing.
             use_async_batching=False,
+            **own_attention,
         ),
     )
     outputs: dict[str, Any] = {}

@@ -57,8 +57,9 @@ from alignment.types import Completions
 TINY = {
     "model_type": "qwen2",
     "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 64,
+    # Heads of 16 features, the fewest that FlexAttention takes on a GPU.
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -71,7 +72,7 @@ COMPARED_LAYERS = 2
 # How far from the CPU a way may be: so many times as far as dense rows, and that much more, as float32 rounds.
 FARTHER, ROUNDING = 2.0, 1e-5
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class Size:
         """Of transformers."""
         return AutoConfig.for_model(**self.architecture)
 
-    def build(self, attention: str, *, device: torch.device = DEVICE, dtype: torch.dtype = DTYPE) -> PreTrainedModel:
+    def build(self, attention: str, *, dtype: torch.dtype, device: torch.device = DEVICE) -> PreTrainedModel:
         """With random weights, the same in every call on a device."""
         torch.manual_seed(0)
         with torch.device(device):
@@ -152,7 +153,7 @@ def run_part(size: Size, part: str, options: argparse.Namespace) -> dict[str, An
     """What the device does at best, the comparison with the CPU, or a contender of a method."""
     datasets.disable_progress_bars()
     if part == "device":
-        return device_facts()
+        return device_facts(options)
     if part == "agreement":
         return agreement(size, options)
     work, name = part.split(":")
@@ -161,10 +162,10 @@ def run_part(size: Size, part: str, options: argparse.Namespace) -> dict[str, An
     return {**seconds, "peak_mb": peak}
 
 
-def device_facts() -> dict[str, Any]:
+def device_facts(options: argparse.Namespace) -> dict[str, Any]:
     """What computes, in which precision, and its operations a second in products of large matrices."""
     width, times = (8192, 20) if DEVICE.type == "cuda" else (1024, 5)
-    first, second = (torch.randn(width, width, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    first, second = (torch.randn(width, width, device=DEVICE, dtype=DTYPES[options.dtype]) for _ in range(2))
     for _ in range(3):
         first @ second
     started = wall()
@@ -172,7 +173,7 @@ def device_facts() -> dict[str, Any]:
         first @ second
     rate = 2.0 * width**3 * times / (wall() - started)
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
-    return {"device": name, "dtype": str(DTYPE).removeprefix("torch."), "peak_rate": rate}
+    return {"device": name, "dtype": options.dtype, "peak_rate": rate}
 
 
 def offline_seconds(size: Size, work: str, name: str, options: argparse.Namespace) -> dict[str, float]:
@@ -189,11 +190,11 @@ def offline_seconds(size: Size, work: str, name: str, options: argparse.Namespac
     settings = {"peft_config": size.adapter(), "gradient_checkpointing": options.checkpointing}
     with scratch() as folder:
         if name == "trl":
-            build = partial(size.build, "sdpa")
+            build = partial(size.build, "sdpa", dtype=DTYPES[options.dtype])
             trainer: Any = trl_trainer(build, rows, batch=batch, folder=folder, **settings)
         else:
             way = WAYS[name]
-            model = size.build(way.attention)
+            model = size.build(way.attention, dtype=DTYPES[options.dtype])
             settings |= {"scoring_layout": way.layout, "method": METHODS[work]}
             trainer = our_trainer(model, rows, batch=batch, folder=folder, **settings)
         take = trained_by(trainer, "wall")
@@ -208,7 +209,7 @@ def online_seconds(size: Size, name: str, options: argparse.Namespace) -> dict[s
     tokenizer = word_tokenizer(size.architecture["vocab_size"])
     prompts = batch_of("egpo", options)
     setting = {
-        "model": size.build(way.attention),
+        "model": size.build(way.attention, dtype=DTYPES[options.dtype]),
         "peft_config": size.adapter(),
         "processing_class": tokenizer,
         "train_dataset": word_rows(tokenizer, prompts=prompts, length=options.prompt),
@@ -275,7 +276,7 @@ def distance(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> di
 def measure(name: str, peak_rate: float, options: argparse.Namespace) -> dict[str, Any]:
     """One model: the comparison, and each contender of each method."""
     size = SIZES[name].cut(options.layers)
-    model = size.build("sdpa", device=torch.device("meta"))
+    model = size.build("sdpa", dtype=DTYPES[options.dtype], device=torch.device("meta"))
     numbers, parameters = shape_of(model), sum(parameter.numel() for parameter in model.parameters())
     found: dict[str, Any] = {"parameters": parameters, "rank": size.rank}
     found["agreement"] = part_elsewhere(name, "agreement", options)
@@ -311,7 +312,7 @@ def planned_mb(size: Size, work: str, way: Way, options: argparse.Namespace) -> 
     prompts: dict[str, Any] = {"prompts": {"path": "p.jsonl"}} if is_online else {"preferences": {"path": "p.jsonl"}}
     tree: dict[str, Any] = {
         "method": {"name": "egpo", **ONLINE_METHODS["egpo"]} if is_online else METHODS[work],
-        "policy": {"model": "random", "dtype": str(DTYPE).removeprefix("torch."), "attn_implementation": way.attention},
+        "policy": {"model": "random", "dtype": options.dtype, "attn_implementation": way.attention},
         "data": {**prompts, "max_prompt_length": options.prompt},
         "schedule": {"kind": "online" if is_online else "offline"},
         "scoring": {"layout": way.layout},
@@ -336,7 +337,7 @@ def planned_mb(size: Size, work: str, way: Way, options: argparse.Namespace) -> 
 
 def part_elsewhere(model: str, part: str, options: argparse.Namespace) -> dict[str, Any]:
     """What a process of its own found, or the last line of what it died of."""
-    settings = [f"--{key}={getattr(options, key)}" for key in ("prompt", "response", "responses", "steps")]
+    settings = [f"--{key}={getattr(options, key)}" for key in ("dtype", "prompt", "response", "responses", "steps")]
     settings += [f"--layers={options.layers}"] if options.layers else []
     settings += ["--checkpointing"] if options.checkpointing else []
     command = [sys.executable, __file__, f"--model={model}", f"--part={part}", *settings]
@@ -390,6 +391,8 @@ def main() -> int:
         "--model", default=default, help=f"of {', '.join(SIZES)}, with commas (default here: {default})"
     )
     parser.add_argument("--work", default=",".join(WORKS), help=f"with commas (default {','.join(WORKS)})")
+    precision = "bfloat16" if DEVICE.type == "cuda" else "float32"
+    parser.add_argument("--dtype", default=precision, choices=DTYPES, help=f"of weights (default here: {precision})")
     parser.add_argument("--layers", type=int, help="fewer of them")
     parser.add_argument("--checkpointing", action="store_true", help="layers are computed again in the backward pass")
     parser.add_argument("--part", help=argparse.SUPPRESS)

@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from rich.console import Console
 from rich.table import Table
-from steps import wall
+from steps import LEARNING_RATE, wall
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 import alignment.trainer
@@ -175,7 +175,7 @@ def measure(setting: dict[str, Any], options: argparse.Namespace, **training: An
                 max_new_tokens=options.new_tokens,
                 max_prompt_length=options.prompt_tokens,
                 max_steps=options.warm_up + options.steps,
-                learning_rate=1e-5,
+                learning_rate=LEARNING_RATE,
                 logging_steps=1,
                 save_strategy="no",
                 disable_tqdm=True,

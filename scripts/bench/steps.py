@@ -22,7 +22,8 @@ from alignment.tiny import tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
 
 BETA = 0.1
-LEARNING_RATE = 1e-5
+# Random weights in bfloat16 take no steps below 3e-5.
+LEARNING_RATE = 1e-4
 TOKENIZER = tiny_tokenizer(["nothing is tokenised here"], vocab_size=262)
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.generation.continuous_batching import continuous_api
 
 from alignment.errors import UserError
 from alignment.generation import Decoding, TransformersOptions, build_engine
@@ -215,6 +216,19 @@ def test_an_adapter_is_batched_continuously_and_so_is_its_base(model: LlamaForCa
         base = asked.answer(adapted, PROMPTS, decoding(), num_completions=2, seeds=[0, 1, 2])
     plain = asked.answer(adapted.get_base_model(), PROMPTS, decoding(), num_completions=2, seeds=[0, 1, 2])
     assert spoken == plain != base
+
+
+@pytest.mark.slow
+def test_continuous_batches_keep_the_attention_of_the_policy(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where FlashAttention is installed the library would take it, also for weights in float32, which it refuses."""
+    monkeypatch.setattr(continuous_api, "is_flash_attn_3_available", lambda **_: True)
+    seen = []
+    handle = model.register_forward_hook(lambda *_: seen.append(model.config._attn_implementation))
+    engine(continuous=True).answer(model, PROMPTS, decoding(), num_completions=2, seeds=[3, 4, 5])
+    handle.remove()
+    assert set(seen) == {"sdpa"}
 
 
 def test_an_answer_may_be_a_stop_token_alone(model: LlamaForCausalLM) -> None:

@@ -1,8 +1,10 @@
 """One number, several ways: shared prompts, chunks of logits, and the model's own forward agree, gradients included."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import hypothesis
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -24,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from alignment import head, logps, packing
 from alignment.attention import Group
@@ -185,6 +189,28 @@ def test_flex_attention_sees_what_sdpa_sees(family: str) -> None:
             own = score(model, groups, scoring=WHOLE).token_logps_BGT
             for scoring in (PREFIX, DENSE):
                 torch.testing.assert_close(score(flex, groups, scoring=scoring).token_logps_BGT, own, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+def test_flex_attention_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced only, so that a CPU may do it: by a policy and its reference, of rows of every kind."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(packing, "_compiled_maker", cache(partial(torch.compile, packing.create_block_mask)))
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    policy = copy.deepcopy(build(CONFIGS["llama"]))
+    policy.set_attn_implementation("flex_attention")
+    torch._dynamo.reset()
+    # It fails instead of a warning, and of all pairs of positions.
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        for completions, prompts, scoring, has_gradient in itertools.product(
+            (1, 3), (4, 1, 3), (PREFIX, DENSE), (False, True)
+        ):
+            groups = random_completions(prompts, prompts=prompts, completions=completions, all_valid=True)
+            with torch.set_grad_enabled(has_gradient):
+                score(policy, groups, scoring=scoring)
+    torch._dynamo.reset()
 
 
 def test_pieces_are_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,14 @@ def test_kernels_agree_on_a_gpu() -> None:
     assert set(result["lipo"]) == {"shared, flex", "shared", "dense"} and result["agreement"]["agrees"]
 
 
+def test_gpu_step_in_the_precision_of_a_gpu() -> None:
+    """Steps of so coarse weights are not lost, or the trainer would refuse them."""
+    sizes = ("--dtype=bfloat16", "--prompt=32", "--response=8", "--steps=2")
+    found = found_by("gpu_step.py", "--model=tiny", "--work=lipo,egpo", *sizes)
+    assert found["dtype"] == "bfloat16"
+    assert all(set(found["models"]["tiny"][work]) == {"shared", "dense"} for work in ("lipo", "egpo"))
+
+
 def test_gpu_step() -> None:
     """On a CPU with a tiny shape: every contender, and the comparison of what they compute."""
     sizes = ("--prompt=32", "--response=8", "--steps=2")
