@@ -16,6 +16,7 @@ from alignment.oracles.models import check_model
 from alignment.oracles.specs import (
     LanguageModelSpec,
     MatrixSpec,
+    ModelSpec,
     OracleSpec,
     PairwiseSpec,
     RewardSpec,
@@ -148,7 +149,7 @@ def check_models(spec: Mapping[str, Any]) -> None:
         UserError: naming the model; and as :func:`check_oracle`.
     """
     for leaf in leaves_of(spec):
-        if isinstance(leaf, RewardSpec | PairwiseSpec | LanguageModelSpec):
+        if isinstance(leaf, ModelSpec):
             check_model(leaf.model)
 
 

@@ -128,12 +128,16 @@ class ModelBudget(BaseModel):
     calls: int = Field(gt=0)
 
 
-class RewardSpec(OracleSpec):
-    """A Bradley-Terry reward model."""
+class ModelSpec(OracleSpec):
+    """What every model that runs here has."""
 
     model: str
     batch_size: int = Field(default=8, gt=0)
     budget: ModelBudget | None = None
+
+
+class RewardSpec(ModelSpec):
+    """A Bradley-Terry reward model."""
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model, num_labels=1)
@@ -141,19 +145,20 @@ class RewardSpec(OracleSpec):
         return _modelled(oracle, self, {"kind": "bradley_terry"}, accounts)
 
 
-class PairwiseSpec(OracleSpec):
-    """A classifier of pairs; ``template`` is a file."""
+class AskedSpec(ModelSpec):
+    """What every model has that reads both answers in one text; ``template`` is a file."""
 
-    model: str
     template: str | None = None
-    batch_size: int = Field(default=8, gt=0)
-    budget: ModelBudget | None = None
 
     def check(self) -> None:
         read_template(self.template)
 
     def content(self) -> bytes:
         return read_template(self.template).encode()
+
+
+class PairwiseSpec(AskedSpec):
+    """A classifier of pairs."""
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_classifier(self.model)
@@ -162,20 +167,10 @@ class PairwiseSpec(OracleSpec):
         return _modelled(oracle, self, {"kind": "pairwise", "template": template}, accounts)
 
 
-class LanguageModelSpec(OracleSpec):
-    """A language model that names the better answer; ``template`` is a file, ``labels`` stand for left and right."""
+class LanguageModelSpec(AskedSpec):
+    """A language model that names the better answer; ``labels`` stand for left and right."""
 
-    model: str
-    template: str | None = None
     labels: list[str] = Field(default=["A", "B"], min_length=2, max_length=2)
-    batch_size: int = Field(default=8, gt=0)
-    budget: ModelBudget | None = None
-
-    def check(self) -> None:
-        read_template(self.template)
-
-    def content(self) -> bytes:
-        return read_template(self.template).encode()
 
     def _build(self, device: torch.device | str, accounts: Accounts) -> Oracle:
         model, tokenizer = load_language_model(self.model)
@@ -202,7 +197,7 @@ def _exact(oracle: Oracle, spec: OracleSpec, identity: Mapping[str, Any], conten
 
 def _modelled(
     oracle: BradleyTerryOracle | PairwiseOracle | LabelOracle,
-    spec: RewardSpec | PairwiseSpec | LanguageModelSpec,
+    spec: ModelSpec,
     identity: Mapping[str, Any],
     accounts: Accounts,
 ) -> Oracle:

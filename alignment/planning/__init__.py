@@ -15,7 +15,7 @@ from alignment.config import Recipe, build_arguments
 from alignment.config.launch import Launch
 from alignment.errors import UserError
 from alignment.oracles.build import leaves_of
-from alignment.oracles.specs import LanguageModelSpec, PairwiseSpec, RewardSpec
+from alignment.oracles.specs import ModelSpec
 from alignment.planning.memory import Line, memory_lines
 from alignment.planning.outline import Outline, judge_bytes, outline_policy
 from alignment.planning.reading import find_rows, measure
@@ -194,7 +194,7 @@ def _judges(recipe: Recipe, run: Run) -> tuple[tuple[Line, ...], tuple[str, ...]
     specs += [None if recipe.evaluation is None else recipe.evaluation.oracle]
     lines, unknown = [], []
     for leaf in (leaf for spec in specs if spec is not None for leaf in leaves_of(spec)):
-        if not isinstance(leaf, RewardSpec | PairwiseSpec | LanguageModelSpec):
+        if not isinstance(leaf, ModelSpec):
             continue
         size = judge_bytes(leaf.model)
         if size is None:
