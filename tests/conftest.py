@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def real_data() -> Callable[[str], Path]:
         pytest.skip(f"needs {relative}: {where}. Get it from {origin} and put it there under this name")
 
     return find
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order files by the longest limit of a test, then by their tests, so that no long file is left for the end.
+
+    Last of these hooks: what was deselected counts for nothing.
+    """
+    limits: dict[Path, list[float]] = defaultdict(list)
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limits[item.path].append(float(marker.args[0] if marker else config.getini("timeout")))
+    items.sort(key=lambda item: (-max(limits[item.path]), -len(limits[item.path])))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
