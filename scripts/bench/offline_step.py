@@ -10,7 +10,9 @@ without a trainer: prompts shared, logits of replies only, the same optimizer an
 is our trainer with a row for each reply. ``over_bare`` is our trainer's time over the bare loop's, less one;
 ``computed_tokens`` are those that the model reads, over those that differ, each prompt counted once. Memory is
 the peak of a process of its own for each contender, imports included (``peak_memory_ratio``), and less what the process
-held before a model was built (``peak_memory_ratio_above_imports``).
+held before a model was built (``peak_memory_ratio_above_imports``). ``mapped_mb`` is the memory that a step
+asks the system for and has zeroed, its page faults; their price differs between machines and, on a virtual one, by the
+hour.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -126,6 +129,7 @@ def measure(batch: int, options: argparse.Namespace) -> dict[str, Any]:
         "over_bare": seconds["ours"] / seconds["bare"] - 1.0,
         "over_bare_stored": seconds["ours_stored"] / seconds["bare_stored"] - 1.0,
         "peak_mb": {name: peak["peak_mb"] for name, peak in peaks.items()},
+        "mapped_mb": {name: peak["mapped_mb"] for name, peak in peaks.items()},
         "peak_memory_ratio": ratios["peak_mb"],
         "peak_memory_ratio_above_imports": ratios["peak_mb_above_imports"],
     }
@@ -280,14 +284,23 @@ def peak_elsewhere(name: str, batch: int, options: argparse.Namespace) -> dict[s
 
 
 def peak_of(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Megabytes of this process after two steps of a contender."""
+    """Megabytes of this process after two steps of a contender, and what a further step maps anew."""
     before = resident_mb("VmRSS")
     options.steps = 1
     batch = int(options.batch)
     with scratch() as folder:
-        build(name, shape_of(options), rows_of(batch, options), batch, folder)(2)
-    peak = resident_mb("VmHWM")
-    return {"peak_mb": peak, "peak_mb_above_imports": peak - before}
+        take = build(name, shape_of(options), rows_of(batch, options), batch, folder)
+        take(2)
+        peak = resident_mb("VmHWM")
+        mapped = mapped_mb_by(take, 6) - mapped_mb_by(take, 2)
+    return {"peak_mb": peak, "peak_mb_above_imports": peak - before, "mapped_mb": mapped / 4}
+
+
+def mapped_mb_by(take: Contender, steps: int) -> float:
+    """What the system maps into this process during some steps and what surrounds them."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    take(steps)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / 2**20
 
 
 def resident_mb(key: str) -> float:
@@ -309,12 +322,13 @@ def show(found: dict[str, Any]) -> None:
     console.print(f"over our rows of one reply: {found['speedup_over_dense']:.2f} times as fast")
     console.print(f"tokens that are computed: {found['computed_tokens']:.3f} times those that differ")
     if "over_bare" in found:
-        mb, ratio = found["peak_mb"], found["peak_memory_ratio"]
+        mb, ratio, mapped = found["peak_mb"], found["peak_memory_ratio"], found["mapped_mb"]
         above = found["peak_memory_ratio_above_imports"]
         console.print(f"over the bare loop: {found['over_bare']:+.1%} fresh, {found['over_bare_stored']:+.1%} stored")
         console.print(
             f"peak memory {mb['ours']:.0f} MB, of TRL {mb['trl']:.0f} MB: {ratio:.2f}; above imports {above:.2f}"
         )
+        console.print(f"memory mapped anew in a step: ours {mapped['ours']:.0f} MB, TRL {mapped['trl']:.0f} MB")
 
 
 if __name__ == "__main__":

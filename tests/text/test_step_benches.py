@@ -28,6 +28,7 @@ def test_offline_step() -> None:
     assert found["over_bare"] == pytest.approx(seconds["ours"] / seconds["bare"] - 1)
     assert found["computed_tokens"] == pytest.approx(1.0, abs=0.05)
     assert found["peak_memory_ratio_above_imports"] > 0 and 0 < found["peak_memory_ratio"] < 2
+    assert set(found["mapped_mb"]) == {"ours", "trl"}
 
 
 def test_listwise_step() -> None:
