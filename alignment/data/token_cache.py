@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.cache import Entry, read_entry, write_entry
 from alignment.data.rows import Row, Skipped
-from alignment.data.tokens import EncodedRow, EncodeResult, collect_outcomes, encode_outcomes
+from alignment.data.tokens import EncodedRow, EncodeResult, collect_outcomes, encode_outcomes, shared_ids
 
 _FORMAT = "1"
 _SKIPPED = -1
@@ -87,13 +87,13 @@ def _pack(outcomes: Sequence[EncodedRow | Skipped]) -> Entry:
 
 
 def _unpack(entry: Entry, rows: Sequence[Row]) -> list[EncodedRow | Skipped]:
-    ids, sizes = entry.tensors["ids"].tolist(), iter(entry.tensors["sizes"].tolist())
+    ids, sizes = entry.tensors["ids"], iter(entry.tensors["sizes"].tolist())
     position = 0
 
     def take(length: int) -> tuple[int, ...]:
         nonlocal position
         position += length
-        return tuple(ids[position - length : position])
+        return shared_ids(ids[position - length : position].tolist())
 
     outcomes: list[EncodedRow | Skipped] = []
     for row in rows:

@@ -264,6 +264,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, add_ge
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
+_TOKEN_IDS: dict[int, int] = {}
+
+
+def shared_ids(ids: Sequence[int]) -> tuple[int, ...]:
+    """Token ids of which each is one object, however often it occurs: a token takes 8 bytes in place of 36."""
+    return tuple(map(_TOKEN_IDS.setdefault, ids, ids))
+
+
 # Encoding: all texts of a chunk are rendered first and tokenised in one batch, which is what makes it fast.
 
 
@@ -368,8 +376,8 @@ def _finish(
             return Skipped("no token boundary between prompt and reply", draft.row.source)
         completions.append(_end(draft, split))
     return EncodedRow(
-        prompt_ids=tuple(draft.prompt_ids),
-        completion_ids=tuple(ids[:max_completion_length] for ids in completions),
+        prompt_ids=shared_ids(draft.prompt_ids),
+        completion_ids=tuple(shared_ids(ids[:max_completion_length]) for ids in completions),
         row=draft.row,
         num_truncated=sum(len(ids) > max_completion_length for ids in completions),
     )

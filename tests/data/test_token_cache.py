@@ -34,6 +34,18 @@ def test_what_is_read_equals_what_was_encoded(tmp_path: Path) -> None:
     assert first == second == fresh
 
 
+def test_a_token_id_is_one_object(tmp_path: Path) -> None:
+    """Encoded or read from the cache: a data set of a million tokens does not hold a million numbers."""
+    fresh, _ = encode_rows_cached(ROWS, tokenizer(), **LIMITS, folder=tmp_path)
+    read, _ = encode_rows_cached(ROWS, tokenizer(), **LIMITS, folder=tmp_path)
+    rows = (*fresh.rows, *read.rows)
+    ids = [token for item in rows for ids in (item.prompt_ids, *item.completion_ids) for token in ids]
+    # Python keeps one object of each small number anyway.
+    large = [token for token in ids if token > 256]
+    assert len(large) > 2 * len(set(large))
+    assert len(set(map(id, large))) == len(set(large))
+
+
 def test_feedback_comes_from_the_rows_and_hits(tmp_path: Path) -> None:
     encode_rows_cached(ROWS, tokenizer(), **LIMITS, folder=tmp_path)
     weighted = tuple(replace(row, weight=2.0, comparisons=(), source="elsewhere:1") for row in ROWS)
