@@ -71,7 +71,9 @@ def comparison_loss(x: LossInputs, loss_BGG: Tensor) -> LossOutput:
 
 
 def regression_loss(x: LossInputs, advantages_BG: Tensor, targets_BGG: Tensor, asked_BGG: Tensor | None) -> LossOutput:
-    """Mean over pairs of ``(h_ij - t_ij)^2`` with ``h_ij = advantages_i - advantages_j`` (Lemma 2 of the method notes).
+    """Mean over pairs of ``(h_ij - t_ij)^2`` with ``h_ij = advantages_i - advantages_j``: Lemma R.
+
+    The lemma stands in docs/methods/README.md: which policy minimises this, for which pairs and targets.
 
     Args:
         x: masks and sampling probabilities.
@@ -97,7 +99,7 @@ def regression_loss(x: LossInputs, advantages_BG: Tensor, targets_BGG: Tensor, a
 
 
 def preference_regression(x: LossInputs, advantages_BG: Tensor, *, target: float) -> LossOutput:
-    """Regression of within-pair differences on ``2c (P_ij - 1/2)``; hard labels give ``(h - c)^2`` (Lemma 2, R).
+    """Regression of within-pair differences on ``2c (P_ij - 1/2)``; hard labels give ``(h - c)^2`` (Lemma R).
 
     Args:
         x: masks, preferences and sampling probabilities.
@@ -109,7 +111,7 @@ def preference_regression(x: LossInputs, advantages_BG: Tensor, *, target: float
 
 
 def win_regression(x: LossInputs, advantages_BG: Tensor, *, target: float) -> LossOutput:
-    """Regression of within-pair differences on ``2c (P(y_i > mu) - P(y_j > mu))`` (Lemma 2, corollary R3).
+    """Regression of within-pair differences on ``2c (P(y_i > mu) - P(y_j > mu))`` (Lemma R, with an opponent mu).
 
     Args:
         x: masks, win probabilities against the opponent, sampling probabilities.

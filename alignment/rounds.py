@@ -5,7 +5,7 @@ samples are no longer those of the policy.
 
 With all pairs, or one i.i.d. pair, of answers of the policy the regressions of the iterative methods have the minimiser
 of their theory. Best against worst and the knockout tournament reproduce what papers do with many answers; their pairs
-are not i.i.d. and have another minimiser (Lemma 2 of the method notes).
+are not i.i.d. and have another minimiser (Lemma R in docs/methods/README.md).
 
 Shape letters: ``B`` prompts, ``G`` completions of a prompt.
 """

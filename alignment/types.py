@@ -132,7 +132,7 @@ class LossInputs:
         token_excess_BGT: ``log pi(y_t) - log sum_v pi(v)^2``, where ``needs.confidence``; no gradient.
         mismatched_logps_B: log-prob of another row's completion given this prompt, where ``needs.mismatched``.
         mismatched_anchors: the same under frozen policies [B].
-        batch_mean: mean of a scalar over the effective batch of all ranks; the identity on one process.
+        batch_mean: mean of a scalar of the micro-batch over all ranks; the identity on one process.
     """
 
     logps_BG: Tensor

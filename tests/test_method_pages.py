@@ -170,6 +170,12 @@ def test_its_recipe_is_a_recipe_of_the_method(name: str) -> None:
     assert tree["method"]["name"] == name and "output_dir" in tree
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_links_the_recipes_that_are_shipped_for_it(name: str) -> None:
+    said = section(name, "Recipe")
+    assert f"](../../recipes/quickstart/{name}.yaml)" in said and "none of its own" not in said
+
+
 def test_the_index_links_each_card_once() -> None:
     index = page("README").partition("## Cards")[2].partition("\n## ")[0]
     linked = re.findall(r"\]\((\w+)\.md\)", index)

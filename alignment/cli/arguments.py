@@ -8,7 +8,8 @@ from alignment.errors import UserError
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set, by their dotted path.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to set, such as training.max_steps=20."),
 ]
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, the folder of a model, or a name on the Hub.")

@@ -28,8 +28,8 @@ def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None, as_jso
     """Answer prompts with policies, and judge the answers.
 
     Writes answers, annotations, figures with their intervals, a manifest and a page
-    into output_dir. Killed and run again, it asks for nothing twice. The recipe may
-    ask for both turns of MT-Bench, or how far a policy can be exploited at least.
+    into output_dir. Killed and run again, it asks for nothing twice. A recipe may
+    also ask for MT-Bench, or for a lower bound on how far a policy can be exploited.
 
     \b
     Example: alignment evaluate recipes/evaluation/textgame.yaml
@@ -109,7 +109,7 @@ def score(
             "reward_bench.",
         ),
     ],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Judgements: JSON, JSON lines or CSV, packed or not.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Judgements: JSON, JSON lines or CSV, also gzipped.")],
     difficulty: Annotated[
         Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: difficulties of the instructions.")
     ] = None,
@@ -126,7 +126,7 @@ def score(
         Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: published weights; nothing is fitted.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="AlpacaEval: which model, where the file does not say.")
+        str | None, typer.Option(metavar="NAME", help="AlpacaEval: name of the model, if the file does not say.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="NAME", help="AlpacaEval 2: predict the rate against this model of --weights.")
@@ -139,14 +139,14 @@ def score(
         ),
     ] = None,
     instructions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the official set, where rows have no number.")
+        Path | None, typer.Option(metavar="FILE", help="AlpacaEval 2: the official set, if rows have no number.")
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Arena-Hard, MT-Bench pairs: whom the models met.")
     ] = None,
     answers: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Arena-Hard: answers with style counts, for style control; may come again."),
+        typer.Option(metavar="PATH", help="Arena-Hard: answers with style counts, for style control; may be repeated."),
     ] = None,
     unit: Annotated[
         str | None,
@@ -158,7 +158,7 @@ def score(
             min=2, metavar="N", help="Samples of the bootstrap. [default: none; Arena-Hard 1000, with style 100]"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the bootstrap. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the bootstrap. [default: 0]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score judgements that exist already.
@@ -229,14 +229,14 @@ def report(
         typer.Option(metavar="FILE", help="The page. [default: report.html in RUN, or in the folder that all share]"),
     ] = None,
     answers: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Print so many answers of the last RUN, best to worst.")
+        int | None, typer.Option(min=2, metavar="N", help="Print N answers of the last RUN, from best to worst.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page about a run, or one that compares several.
 
-    One HTML file with curves, win rates, answers and costs, of runs that have
-    ended or not. No model is loaded.
+    One HTML file with curves, win rates, answers and costs; a run need not have
+    ended. No model is loaded.
 
     \b
     Example: alignment report runs/quickstart/dpo runs/quickstart/egpo
@@ -299,8 +299,9 @@ def diagnose(
 ) -> None:
     """Say whether preferences go in circles.
 
-    And what an equilibrium could gain at most: circles against what noise shows, stochastic transitivity, the fit of
-    Bradley-Terry; and tastes for position and length, and how far annotators agree.
+    Begins with a sentence: can a method that looks for an equilibrium help, and how much at most? Then circles beside
+    what noise alone would show, stochastic transitivity, the fit of Bradley-Terry, tastes for position and length, and
+    how far annotators agree.
 
     \b
     Example: alignment diagnose battles.jsonl "systems=[model_a, model_b]"
@@ -348,14 +349,14 @@ def crossplay(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Verdicts are kept here; a policy that is added meets those here.")
+        Path, typer.Option(metavar="DIR", help="Keeps verdicts: with one more policy only its pairs are judged.")
     ] = Path("runs/crossplay"),
     as_json: AsJson = False,
 ) -> None:
     """Let every policy meet every other, and rank them.
 
-    Simultaneous intervals, ranks, Bradley-Terry, the maximal lottery, exploitability; pairs judged before are not asked
-    again.
+    Prints win rates with simultaneous intervals, ranks, Bradley-Terry strengths, the maximal lottery and
+    exploitabilities. Pairs judged before are not judged again.
 
     \b
     Example: alignment crossplay a=a.json b=b.json --oracle judge.yaml

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 @app.command()
 def methods(
     as_json: AsJson = False,
-    cite: Annotated[str | None, typer.Option(metavar="NAME", help="Print the BibTeX entry of a method, only.")] = None,
+    cite: Annotated[str | None, typer.Option(metavar="NAME", help="Print only the BibTeX entry of a method.")] = None,
 ) -> None:
     """List the methods.
 
-    The columns: paper, schedule, what the loss needs, which exact answer it reaches, and where it runs.
+    The columns: paper, schedule, what the loss needs, which exact answer it reaches, and where it runs. Their words are
+    explained in docs/methods/README.md.
 
     \b
     Example: alignment methods --cite inpo
@@ -92,8 +93,13 @@ def _type_name(kind: Any) -> str:
 
 @app.command()
 def game(
-    methods: Annotated[str, typer.Option(help="Names with commas; NAME:loss runs a card's own loss.")],
-    games: Annotated[str, typer.Option(help="random, cyclic or rps.")] = "random",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas; inpo, nash_md and nash_mp play their exact update, NAME:loss their loss."
+        ),
+    ],
+    games: Annotated[str, typer.Option(help="random, cyclic or rps (rock, paper, scissors).")] = "random",
     tau: Annotated[float, typer.Option(help="KL strength towards the reference.")] = 0.1,
     lr: Annotated[
         float | None,
@@ -101,7 +107,11 @@ def game(
     ] = None,
     iterations: Annotated[
         int | None,
-        typer.Option(min=1, help="Full iterations.", show_default="1000 at tau 0.1, 5000 at 0.01, 100000 at 0.001"),
+        typer.Option(
+            min=1,
+            help="Iterations, of both stages where there are two.",
+            show_default="1000 at tau 0.1, 5000 at 0.01, 100000 at 0.001",
+        ),
     ] = None,
     seed: Annotated[str, typer.Option(help="Seeds of the random games, with commas.")] = "42",
     num_games: Annotated[int, typer.Option(min=1, help="Random games for each seed.")] = 10,
@@ -111,7 +121,8 @@ def game(
 ) -> None:
     """Play methods on exact games.
 
-    Prints the duality gap to the known equilibrium after the last iteration, in the protocol of 2503.08942.
+    Prints the duality gap (0 at the equilibrium) after the last iteration, in the protocol of 2503.08942, and on which
+    games one-step mirror descent (omd) is unstable.
 
     \b
     Example: alignment game --methods egpo,omd --tau 0.01

@@ -26,17 +26,23 @@ def sample(
     ] = None,
     role: Annotated[
         str | None,
-        typer.Option(metavar="text|user", help="What a prompt given as a string is. [default: as in the run's data]"),
+        typer.Option(
+            metavar="text|user",
+            help="A prompt is raw text, or the user's turn of a chat. [default: as in the run's data]",
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Answer the first so many. [default: all; 10 of held-out ones]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Answer the first N prompts. [default: all; of held-out ones 10]"),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Answers to a prompt.")] = 1,
+    num: Annotated[int, typer.Option(min=1, metavar="N", help="Answers to each prompt.")] = 1,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0 is greedy. [default: that of the recipe's evaluation, or 1]")
+        float | None,
+        typer.Option(min=0.0, metavar="T", help="0 is greedy. [default: that of the recipe's evaluation, or 1]"),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The longest answer. [default: the recipe's; 256 without one]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of an answer, at most. [default: the recipe's; 256 without one]"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same model and seed print the same answers.")] = 0,
     against: Annotated[str | None, typer.Option(metavar="ref", help="Also print the reference's answers.")] = None,
@@ -109,7 +115,9 @@ def export(
     checkpoint: CheckpointOption = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="float32|bfloat16|float16", help="Of the weights. [default: the recipe's, or as stored]"),
+        typer.Option(
+            metavar="float32|bfloat16|float16", help="Type of the weights. [default: the recipe's, or as stored]"
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:

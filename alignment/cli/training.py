@@ -24,7 +24,7 @@ def train(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     one_round: Annotated[
-        bool, typer.Option("--one-round", help="Finish the next round of an iterative recipe, and stop.")
+        bool, typer.Option("--one-round", help="Do what the next round of an iterative recipe lacks, and stop.")
     ] = False,
 ) -> None:
     """Train a policy by a recipe.
@@ -48,7 +48,7 @@ def train(
 def rollout(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Sample the answers of an iterative recipe's next round.
 
-    With `judge` and `train --one-round` it makes a round of three processes, which need not share a machine's memory.
+    `rollout`, `judge` and `train --one-round` make a round in three processes, which may run on different machines.
 
     \b
     Example: alignment rollout recipes/inpo/tiny.yaml
@@ -70,7 +70,7 @@ def judge(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Store the log-probs of frozen policies (anchors.store: true).
 
-    Of a data set, or of the answers of an iterative recipe's next round.
+    On a data set, or on the answers of an iterative recipe's next round.
 
     \b
     Example: alignment annotate recipes/dpo/tiny.yaml anchors.store=true
@@ -117,7 +117,7 @@ def sft(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Train a Bradley-Terry reward model, or one for each group.
 
-    `mixture: {groups: K}` in the recipe finds the groups among the annotators.
+    With `mixture: {groups: K}` in the recipe the groups are found among the annotators.
 
     \b
     Example: alignment reward recipes/reward/tiny_hh.yaml training.max_steps=10
@@ -138,14 +138,14 @@ def reward(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 def ablate(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Cells at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Cells that run at the same time.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compare settings over seeds, at the same budget.
 
-    Each cell is a run by accelerate launch. Writes tables, figures and a page into
-    output_dir; killed and run again, it repeats no finished cell. Exits with 1 if a
-    cell failed.
+    Each cell, a setting with a seed, is a run by accelerate launch. Writes tables,
+    figures and a page into output_dir; killed and run again, it repeats no finished
+    cell. Exits with 1 if a cell failed.
 
     \b
     Example: alignment ablate recipes/ablations/methods_equal_budget.yaml --jobs 2
@@ -189,13 +189,14 @@ def _print_ablation(found: "Ablated") -> None:
 def doctor(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows whose token boundary is shown.")] = 2,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show, with their tokens around the boundary.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Examine a recipe before it is run.
 
-    Looks at data, tokens, numbers and the reference, without loading weights.
-    Prints the tokens around the end of the prompt; exits with 2 if a check fails.
+    Looks for faults that train without an error: in data, tokens, numbers and the
+    reference. Loads no weights. Prints the tokens around the end of the prompt; exits
+    with 2 if a check fails.
 
     \b
     Example: alignment doctor recipes/quickstart/dpo.yaml
@@ -247,29 +248,33 @@ def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     accelerate: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The launcher's configuration. [default: one process]")
+        str | None, typer.Option(metavar="FILE", help="Configuration of accelerate launch. [default: one process]")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Devices. [default: what the launcher's configuration says]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes, each with a device. [default: as in --accelerate]"),
     ] = None,
-    memory: Annotated[str | None, typer.Option(metavar="80GB", help="Of a device: says whether the run fits.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="80GB", help="Memory of a device: says if the run fits.")
+    ] = None,
     tflops: Annotated[
-        float | None, typer.Option(metavar="X", help="10^12 operations a second that a device sustains: gives hours.")
+        float | None, typer.Option(metavar="X", help="10^12 operations a second that a device sustains; adds hours.")
     ] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Rows that are trained on, if the data are not here.")
+        int | None, typer.Option(min=1, metavar="N", help="Training rows, if the data are elsewhere.")
     ] = None,
     responses: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Responses of a prompt, if the data are not here.")
+        int | None, typer.Option(min=1, metavar="N", help="Responses of a prompt, if the data are elsewhere.")
     ] = None,
     config_of: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="A folder with the config.json of the policy's model.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder with the config.json of the policy's model, if it is elsewhere."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate memory, tokens, questions and time.
 
-    Loads no weights, fetches nothing, asks nobody. Formulas: docs/scaling.md.
+    Loads no weights, fetches nothing, asks no oracle. The formulas that it prints are explained in docs/scaling.md.
 
     \b
     Example: alignment plan recipes/dpo/tiny.yaml --memory 80GB

@@ -21,7 +21,7 @@ def egpo_loss(x: LossInputs, ref_BG: Tensor, *, tau: float) -> LossOutput:
     arXiv 2503.08942, the loss of both stages [derived from the released code, checked]:
     ``(ell(y) - ell(y') - (P(y > mu) - P(y' > mu)) / tau)^2``, ``ell = log pi/ref``; y, y' from any full-support
     sampler, mu the frozen current (stage 0) or look-ahead (stage 1) policy. With y, y' uniform over n actions one SGD
-    step of size lr is the mirror-descent step U_a of the method notes with a = 4 lr / n.
+    step of size lr is the mirror-descent step ``games.updates.master_update`` with a = 4 lr / n.
 
     Args:
         x: log-probs, masks, and wins [B, G] against samples of mu.

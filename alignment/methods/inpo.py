@@ -1,7 +1,7 @@
 """Iterative Nash Policy Optimization: one mirror-descent step per round, each a regression on pairs of the last policy.
 
 Differs from the paper: all pairs with soft labels by default. Best-against-worst selection with its deterministic label
-is not i.i.d. from the last policy and has another minimiser (Lemma 2 of the method notes).
+is not i.i.d. from the last policy and has another minimiser (Lemma R in docs/methods/README.md).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Online IPO: the IPO regression on pairs of the current policy, whose stationary point is the equilibrium.
 
 Differs from the paper: the regression form ``(h - (P - 1/2)/tau)^2`` replaces the ordered pair; the two differ by a
-constant (Lemma 2 of the method notes). Equations of the paper are [second-hand].
+constant (Lemma R in docs/methods/README.md). Equations of the paper are [second-hand].
 """
 
 from dataclasses import dataclass

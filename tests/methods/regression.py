@@ -1,4 +1,4 @@
-"""Tools for the regression core (Lemma 2 of the method notes): random games, enumerated inputs, minimisers."""
+"""Tools for the regression core (Lemma R in docs/methods/README.md): random games, enumerated inputs, minimisers."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """The keystone: a language model that emits one of three symbols is a tabular policy, and the text stack plays it so.
 
 The game is 0/1 rock-paper-scissors at tau 0.05 with the reference of invariant 6; mirror descent is locally stable
-below a = 0.0585 there, extragradient below 0.1935 (Lemma 1). At a = 0.1 the two must part.
+below a = 0.0585 there, extragradient below 0.1935 (docs/methods/egpo.md). At a = 0.1 the two must part.
 """
 
 import pytest
