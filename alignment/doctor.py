@@ -42,6 +42,7 @@ from alignment.models import load_tokenizer, lora_config
 from alignment.optimizer_options import check_optimizer
 from alignment.oracles import check_keys, check_models, oracle_name
 from alignment.preparation import PreparedData, encode_as_asked, prepare_data, shared_prompts
+from alignment.stages import describe_foreign_samples
 from alignment.textgame import is_address, resolve_model
 from alignment.tiny import tiny_model
 from alignment.types import Needs
@@ -100,6 +101,10 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         findings += _check_numbers(recipe)
         findings.append(_check_optimizer(args, method.needs))
         findings += _check_engine_and_oracle(recipe)
+        if _samples(recipe):
+            findings += [
+                Finding("samples", "note", text) for text in describe_foreign_samples(method.needs, args.sampling())
+            ]
         said: list[str] = []
         data = _attempt("data", lambda: prepare_data(recipe.data, seed=recipe.seed, announce=said.append))
         findings += [Finding("data", "ok", line.removeprefix("data: ")) for line in said]

@@ -138,6 +138,28 @@ def check_needs(needs: Needs) -> None:
         )
 
 
+def describe_foreign_samples(needs: Needs, sampling: Sampling) -> tuple[str, ...]:
+    """A line for each of the two, responses and opponent, that is not drawn from the policy that the method is about.
+
+    At another temperature, or from the likeliest tokens, another policy answers, and what the method reaches moves. For
+    a method that holds for any sampler of full support only the opponent matters.
+    """
+    cut = "" if sampling.top_k is None else f" from the {sampling.top_k} likeliest tokens"
+
+    def line(key: str, what: str, temperature: float) -> tuple[str, ...]:
+        if temperature == 1.0 and not cut:
+            return ()
+        drawn = f"{key}: {what} at temperature {temperature:g}{cut}"
+        return (f"{drawn} are not the policy's own, which the method is about (temperature 1, all tokens)",)
+
+    is_on_policy = needs.sampler != "dataset" and not needs.full_support
+    has_opponent = _OPPONENTS[needs.opponent] is not None
+    return (
+        *(line("sampling", "responses", sampling.temperature) if is_on_policy else ()),
+        *(line("sampling.opponent", "answers", sampling.opponent_temperature) if has_opponent else ()),
+    )
+
+
 def rollout(
     batch: Batch,
     *,

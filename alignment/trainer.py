@@ -73,7 +73,7 @@ from alignment.resumable import ResumableTrainer
 from alignment.rounds import answer_prompts
 from alignment.seeds import seeds_of
 from alignment.sharding import divide_again, is_divided, refresh_from_optimizer, rounded
-from alignment.stages import Annotated, check_needs, prompt_weights
+from alignment.stages import Annotated, check_needs, describe_foreign_samples, prompt_weights
 from alignment.store import store_folder, with_stored_anchors
 from alignment.types import LossInputs, LossOutput, Measure, Method, Oracle
 from alignment.weights import TrainableWeights, add_adapter
@@ -111,7 +111,7 @@ class PreferenceTrainer(ResumableTrainer):
         optimizers: optimizer and scheduler to use in place of those that ``args`` describe.
 
     Attributes:
-        notes: how log-probs are computed, and why so; for the start of a log.
+        notes: how log-probs are computed, and why so, and whose samples are read; for the start of a log.
 
     Raises:
         UserError: if the method's needs are not met; nothing has been trained then.
@@ -210,6 +210,8 @@ class PreferenceTrainer(ResumableTrainer):
         self.loss_is_scaled_for_ga = False
         self.engine = self._make_engine() if engine is None else engine
         self.notes = self._choose_scoring()
+        if self.is_online:
+            self.notes += describe_foreign_samples(self.needs, self.sampling)
         self.anchors = self._make_anchors(ref_model, past_models, players)
         if args.deepspeed_plugin is not None or self.accelerator.is_fsdp2:
             self.add_callback(HoldAnchors(self._hold_anchors))

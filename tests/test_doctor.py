@@ -320,6 +320,21 @@ def test_a_sound_recipe_that_samples(diagnose: Callable[..., Examination], tmp_p
     assert "room" not in [finding.check for finding in listed], "answers that are listed are read, not sampled"
 
 
+def test_answers_that_are_not_the_policys_own(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
+    """Swapping the loss by one line keeps the temperature that the other method allowed."""
+    hot = "sampling={max_new_tokens: 32, temperature: 2.0}"
+    notes = {
+        name: [
+            finding.text
+            for finding in sampled(diagnose, tmp_path, hot, f"method.name={name}").findings
+            if finding.check == "samples" and finding.verdict == "note"
+        ]
+        for name in ("egpo", "online_ipo")
+    }
+    assert notes["egpo"] == []
+    assert [note.partition(" are not")[0] for note in notes["online_ipo"]] == ["sampling: responses at temperature 2"]
+
+
 JUDGE = "{kind: judge, model: m, base_url: 'http://127.0.0.1:9/v1', api_key_env: NO_SUCH_KEY}"
 NO_KEY = "expected the key in the environment variable NO_SUCH_KEY, found it unset"
 

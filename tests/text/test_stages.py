@@ -1,6 +1,7 @@
 """Rollout and judge: whose answers are compared with whose, and which methods are refused."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,12 +16,14 @@ from alignment.stages import (
     Sampling,
     annotate,
     check_needs,
+    describe_foreign_samples,
     group_wins_of_pairs,
     judge,
     rollout,
     sample_metrics,
 )
 from alignment.types import AnchorSpec, Completions, Feedback, Needs
+from tests.methods.runs import build
 from tests.text.symbols import SYMBOLS, symbol_tokenizer
 
 PROMPTS = ("question", "question question")
@@ -257,3 +260,39 @@ def test_methods_that_nobody_can_supply_are_refused(needs: Needs, expected: str)
     """They used to train against their own group without a word."""
     with pytest.raises(UserError, match=f"the method needs .*{expected}"):
         check_needs(needs)
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "found"),
+    [
+        ("online_ipo", {}, []),
+        ("online_ipo", {"temperature": 2.0}, ["sampling: responses at temperature 2 are"]),
+        ("online_ipo", {"opponent_temperature": 2.0}, []),
+        ("spo", {"top_k": 10}, ["sampling: responses at temperature 1 from the 10 likeliest tokens are"]),
+        ("egpo", {"temperature": 2.0}, []),
+        (
+            "egpo",
+            {"temperature": 2.0, "opponent_temperature": 0.5},
+            ["sampling.opponent: answers at temperature 0.5 are"],
+        ),
+        (
+            "nash_mp",
+            {"temperature": 2.0, "opponent_temperature": 0.5},
+            ["sampling: resp", "sampling.opponent: answers"],
+        ),
+        ("inpo", {"temperature": 0.7}, ["sampling: responses at temperature 0.7 are"]),
+        ("dpo", {"temperature": 2.0}, []),
+    ],
+)
+def test_answers_that_are_not_the_policys_own_are_said(method: str, changed: dict[str, Any], found: list[str]) -> None:
+    """EGPO holds for any sampler of full support, against the policy's own answers; DPO samples nothing."""
+    plain = Sampling(
+        num_completions=2,
+        temperature=1.0,
+        max_new_tokens=8,
+        engine="transformers",
+        opponent_temperature=1.0,
+        opponent_completions=1,
+    )
+    lines = describe_foreign_samples(build(method).needs, replace(plain, **changed))
+    assert [line[: len(start)] for line, start in zip(lines, found, strict=True)] == found
