@@ -185,8 +185,7 @@ def read_oracle(values: Sequence[str]) -> dict[str, Any]:
     block: Mapping[str, Any] = {}
     if files:
         composed = compose(files[0], ())
-        if composed.problems:
-            raise UserError("\n".join(composed.problems.values()))
+        composed.raise_problems()
         block = composed.tree.get("oracle", composed.tree)
     spec, _ = apply_overrides(block, overrides)
     # Of what is asked here nothing should be asked again.

@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, cast
 
 from alignment.config.parsing import PlainText, parse_scalar, parse_text, read_mapping
 from alignment.errors import UserError
@@ -17,6 +18,7 @@ from alignment.methods import load_card
 Tree = dict[str, Any]
 # ``key.sub=value`` with the value as YAML, or the dotted key and the value itself.
 Override = str | tuple[str, Any]
+Checked = TypeVar("Checked")
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -34,6 +36,27 @@ class Composed:
     tree: Tree
     notes: tuple[str, ...]
     problems: Mapping[str, str]
+
+    def raise_problems(self, found: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raise what is wrong, all at once: the variables that are not set, then what else was ``found``.
+
+        Args:
+            found: dotted key -> one line; left out where the key's variable is not set.
+
+        Raises:
+            UserError: with one line for each mistake, if there is any.
+        """
+        lines = [*self.problems.values(), *(line for key, line in found.items() if key not in self.problems)]
+        if lines:
+            raise UserError("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Generic[Checked]):
+    """A checked recipe, and what the user should know about how it came about, one line each."""
+
+    recipe: Checked
+    notes: tuple[str, ...]
 
 
 # Folders beside those of the methods: launcher configurations, and blocks that recipes share.
