@@ -299,6 +299,11 @@ class Player(AnchorSpec):
     """Another player of a game of several policies, frozen while this one trains."""
 
 
+_TEXT_SAMPLERS = ("dataset", "prev", "policy", "mixture")
+_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref", "mixture")
+_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past, Player)
+
+
 @runtime_checkable
 class Welfare(Protocol):
     """How K oracles become one. Its state is checkpointed; its means are averaged over ranks."""
@@ -362,6 +367,16 @@ class Needs:
     def samples_in_batches(self) -> bool:
         """Whether responses are sampled while the policy trains. Else they stand in the data, as ``prev`` made them."""
         return self.sampler not in ("dataset", "prev")
+
+    @property
+    def text_gaps(self) -> tuple[str, ...]:
+        """What of this the trainer cannot supply on language models yet; the exact games supply everything."""
+        gaps = {
+            f"the sampler '{self.sampler}'": self.sampler not in _TEXT_SAMPLERS,
+            f"the opponent '{self.opponent}'": self.opponent not in _TEXT_OPPONENTS,
+            **{f"log-probs of the policy '{spec.name}'": not isinstance(spec, _TEXT_ANCHORS) for spec in self.anchors},
+        }
+        return tuple(gap for gap, is_open in gaps.items() if is_open)
 
     @property
     def compares_responses(self) -> bool:
