@@ -29,14 +29,13 @@ from alignment.config.parsing import parse_text
 from alignment.errors import UserError
 from alignment.evaluation.ablations import Ablated, Outcome, choose, summarise
 from alignment.evaluation.manifests import write_json
+from alignment.progress import Announce, Progress
 from alignment.report import PAGE, write_page
 from alignment.report.ablation import ablation_page, forest, markdown
 from alignment.report.page import render_figure
 from alignment.report.runs import read_run
 from alignment.values import differences, leaves, nearest
 
-Announce = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 Launch = Callable[[Path, Sequence[str]], Sequence[str]]
 """The recipe of a cell and overrides -> the command that trains by it."""
 

@@ -28,12 +28,11 @@ from alignment.generation.chat import ChatServer
 from alignment.generation.http import read_key
 from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
+from alignment.progress import Progress
 from alignment.rounds import answered_chunks
 from alignment.sample import Answered, model_outputs
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
-
-Progress = Callable[[str, int, int], None]
 
 # Prompts between two writes; an engine that fills its own batches is given more at once.
 _CHUNK = {"transformers": 8, "vllm": 256}

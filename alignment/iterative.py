@@ -22,8 +22,9 @@ from alignment.launch import check_launch
 from alignment.models import load_tokenizer
 from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
-from alignment.players import Announce, Player
+from alignment.players import Player
 from alignment.preparation import prepare_data, write_report
+from alignment.progress import Announce
 
 Stage = Literal["rollout", "judge", "annotate", "train"]
 # Training annotates by itself.

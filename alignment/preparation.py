@@ -6,7 +6,7 @@ out; the mixture comes last, so that rows which it repeats are repeated in train
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ from alignment.data import (
 )
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
+from alignment.progress import Announce
 from alignment.textgame import is_address, read_address
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

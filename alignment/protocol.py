@@ -20,6 +20,7 @@ from alignment.games import PreferenceGame, cyclic, random_games, rock_paper_sci
 from alignment.games.updates import extragradient_update, master_update, nash_md_update, omd_threshold
 from alignment.methods import build_method, load_card, method_names
 from alignment.methods._card import nearest
+from alignment.progress import Progress
 from alignment.tabular import OptimizerName, run_tabular
 
 # Of win probabilities, in all games together: 1 GiB, of which the solver needs several.
@@ -187,7 +188,7 @@ def run_protocol(
     seeds: Sequence[int],
     num_games: int,
     num_actions: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProtocolResult:
     """Run methods from the reference on the same games, with exact expectations.
 
@@ -285,7 +286,7 @@ def _run(
     lr: float,
     a: float,
     iterations: int,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, int]:
     base, _, form = name.partition(":")
     if form not in ("", "loss"):

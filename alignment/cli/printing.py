@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
     from rich.table import Table
+
+    from alignment.progress import Progress
 
 
 def open_console(*, stderr: bool = False) -> "Console":
@@ -39,21 +41,21 @@ def print_notes(notes: Sequence[str]) -> None:
             typer.echo(f"note: {note}", err=True)
 
 
-def progress_bar() -> "AbstractContextManager[Progress]":
+def progress_bar() -> "AbstractContextManager[Bars]":
     """Bars on stderr, where that is a terminal."""
     from rich.progress import Progress
 
     return Progress(console=open_console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
-def bars(progress: "Progress") -> "Callable[[str, int, int], None]":
+def bars(shown: "Bars") -> "Progress":
     """Moves a bar for each thing that is done."""
     tasks: dict[str, Any] = {}
 
     def report(name: str, done: int, total: int) -> None:
         if name not in tasks:
-            tasks[name] = progress.add_task(name, total=total)
-        progress.update(tasks[name], completed=done)
+            tasks[name] = shown.add_task(name, total=total)
+        shown.update(tasks[name], completed=done)
 
     return report
 
