@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import alignment
@@ -22,6 +21,7 @@ from alignment.evaluation import Met
 from alignment.evaluation.manifests import write_json
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
+from alignment.progress import run_console
 from alignment.values import differences, leaves
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
@@ -157,8 +157,7 @@ def oracle_accounts(folder: Path) -> Iterator[Accounts]:
         if accounts.is_used and os.environ.get("RANK", "0") == "0":
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "oracle.json").write_text(json.dumps(accounts.summary(), indent=1) + "\n")
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(f"oracle: {accounts.spent.describe()}", markup=False, highlight=False)
+            run_console().print(f"oracle: {accounts.spent.describe()}")
         accounts.close()
 
 

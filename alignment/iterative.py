@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from alignment.config import Recipe, build_arguments
@@ -24,7 +23,7 @@ from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
 from alignment.players import Player
 from alignment.preparation import prepare_data, write_report
-from alignment.progress import Announce
+from alignment.progress import Announce, run_console
 
 Stage = Literal["rollout", "judge", "annotate", "train"]
 # Training annotates by itself.
@@ -131,11 +130,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     ranks = args.ranks
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml(), batches_are_compared=True)
-    console = Console(stderr=True, quiet=not ranks.is_first, soft_wrap=True)
-
-    def announce(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
-
+    announce = run_console(quiet=not ranks.is_first).print
     set_seed(recipe.seed)
     data = prepare_data(recipe.data, seed=recipe.seed, announce=announce)
     tokenizer = load_tokenizer(recipe.policy, data.train)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from rich.console import Console
+
 Item = TypeVar("Item")
 
 Announce = Callable[[str], None]
@@ -33,3 +35,8 @@ def chunked(items: Sequence[Item], size: int, what: str, progress: Progress) -> 
         progress(what, start, len(items))
         yield items[start : start + size]
     progress(what, len(items), len(items))
+
+
+def run_console(*, quiet: bool = False) -> Console:
+    """Where runs speak: standard error, each line as it is, whatever brackets and numbers are in it."""
+    return Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)

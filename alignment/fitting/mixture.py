@@ -59,7 +59,7 @@ def run_mixture(
 
     def report(start: int, iteration: int, log_likelihood: float) -> None:
         line = f"start {start}, iteration {iteration}: log-likelihood {log_likelihood:.2f} nats"
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
     single = make(RunFiles(folder, recipe.to_yaml()))
     start_accuracy = accuracy(single.margins(eval_pairs))
@@ -87,7 +87,7 @@ def run_mixture(
     before = dict.fromkeys(after, start_accuracy)
     _write(folder, mixture, verdict, known, use, before, after)
     _print(mixture, verdict, known, annotators, use, console)
-    console.print(f"models: {models}", markup=False, highlight=False)
+    console.print(f"models: {models}")
     return FitResult(folder=folder, model_folder=models, before=before, after=after)
 
 
@@ -159,7 +159,7 @@ def _print(
         members = mixture.members(group)
         who = ", ".join(members[:_SHOWN_ANNOTATORS]) + (", ..." if size > _SHOWN_ANNOTATORS else "")
         table.add_row(f"group_{group}", str(size), str(sum(name in members for name in annotators)), who)
-    console.print(table, markup=False)
+    console.print(table)
     end = (
         "the assignment settled" if mixture.is_converged else "the iterations were spent before the assignment settled"
     )
@@ -170,4 +170,4 @@ def _print(
         lines.append(f"agreement with the groups in the rows: {agreement(mixture.assignment, known):.4f}")
     lines += [verdict.summary(), f"use: {', '.join(use)}"]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(line)

@@ -20,6 +20,7 @@ from alignment.fitting.setup import FitResult, build_config, encode, find_checkp
 from alignment.folders import RunFiles, check_begins_or_continues, write_header
 from alignment.models import load_reward_model, load_tokenizer, lora_config
 from alignment.preparation import write_report
+from alignment.progress import run_console
 from alignment.ranks import Ranks
 from alignment.rewards.em import log_sigmoid
 from alignment.rewards.pairs import StrictPairs, TextPair, strict_pairs
@@ -41,7 +42,7 @@ def run(recipe: RewardRecipe) -> FitResult:
     is_first = args.process_index == 0
     if recipe.mixture is not None and args.world_size > 1:
         raise UserError(f"mixture: expected one process, found {args.world_size}; start it without a launcher")
-    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    console = run_console(quiet=not is_first)
     set_seed(recipe.seed)
     data = prepare(recipe.data, recipe.seed, console)
     tokenizer = load_tokenizer(recipe.policy, data.train)
@@ -80,7 +81,7 @@ def run(recipe: RewardRecipe) -> FitResult:
     if is_first:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
         print_table(before, after, console)
-        console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+        console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
@@ -101,7 +102,7 @@ def _pairs(name: str, encoded: tuple[EncodedRow, ...], console: Console) -> tupl
     if not encoded:
         return ()
     found: StrictPairs = strict_pairs(encoded)
-    console.print(f"{name}: {found.summary()}", markup=False, highlight=False)
+    console.print(f"{name}: {found.summary()}")
     if not found.pairs:
         raise UserError(f"expected pairs with a winner in the {name} rows, found none in {len(encoded)} rows")
     return found.pairs

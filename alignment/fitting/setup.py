@@ -41,7 +41,7 @@ class FitResult:
 
 def prepare(data: ComparisonData | DemonstrationData, seed: int, console: Console) -> PreparedData:
     """The rows of the block, and a line about each step."""
-    return prepare_data(data, seed=seed, announce=lambda line: console.print(line, markup=False, highlight=False))
+    return prepare_data(data, seed=seed, announce=console.print)
 
 
 def encode(
@@ -56,7 +56,7 @@ def encode(
         return ()
     result, is_cached = encode_as_asked(rows, tokenizer, data)
     origin = " (from the cache)" if is_cached else ""
-    console.print(f"{name}: {result.summary()}{origin}", markup=False, highlight=False)
+    console.print(f"{name}: {result.summary()}{origin}")
     return result.rows
 
 

@@ -19,6 +19,7 @@ from alignment.fitting.setup import FitResult, build_config, encode, find_checkp
 from alignment.folders import RunFiles, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
 from alignment.preparation import write_report
+from alignment.progress import run_console
 from alignment.ranks import Ranks
 from alignment.rewards.pairs import check_plain, preferred
 from alignment.weights import naming_targets
@@ -40,7 +41,7 @@ def run(recipe: SFTRecipe) -> FitResult:
     """
     args = build_config(SFTConfig, recipe)
     is_first = args.process_index == 0
-    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    console = run_console(quiet=not is_first)
     set_seed(recipe.seed)
     data = prepare(recipe.data, recipe.seed, console)
     train_rows = _demonstrations("training", data.train, console)
@@ -77,7 +78,7 @@ def run(recipe: SFTRecipe) -> FitResult:
     if is_first:
         (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
         print_table(before, after, console)
-        console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+        console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
@@ -105,7 +106,7 @@ def _demonstrations(name: str, rows: Sequence[Row], console: Console) -> tuple[R
             shown.append(replace(row, responses=(row.responses[best],), comparisons=(), scores=None))
     if undecided:
         left_out = describe_skipped({"without a preferred response": tuple(undecided)}, verb="left out")
-        console.print(f"{name} demonstrations: {len(shown):,}; {left_out}", markup=False, highlight=False)
+        console.print(f"{name} demonstrations: {len(shown):,}; {left_out}")
     if not shown:
         raise UserError(
             f"expected responses that are preferred to all others, found none in the {len(rows)} {name} rows"
