@@ -10,13 +10,12 @@ import huggingface_hub
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from alignment import iterative
 from alignment.batches import rows_to_encode
-from alignment.checkpoints import last_checkpoint
+from alignment.checkpoints import find_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
-from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.folders import (
@@ -35,7 +34,7 @@ from alignment.launch import check_deepspeed, check_launch, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
-from alignment.preparation import encode_as_asked, prepare_data, write_report
+from alignment.preparation import encode_aloud, prepare_data, write_report
 from alignment.progress import run_console
 from alignment.report import LABELS, write_report_page
 from alignment.trainer import PreferenceTrainer
@@ -120,7 +119,7 @@ def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
     is_first = args.process_index == 0
     console = run_console(quiet=not is_first)
     folder = Path(recipe.output_dir)
-    checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     check_begins_or_continues(folder, checkpoint, recipe.to_yaml(), batches_are_compared=True)
     oracle = build_oracle(recipe.oracle, args.device, accounts) if trains and recipe.oracle is not None else None
     set_seed(recipe.seed)
@@ -130,7 +129,7 @@ def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
     if method.needs.sampler == "prev":
         console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]))
     train_set, eval_set = (
-        _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
+        encode_aloud(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe.data, console.print)
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
     judge = recipe.evaluation.oracle if trains and recipe.evaluation is not None else None
@@ -201,15 +200,6 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     return result
 
 
-def _encode(
-    name: str, rows: tuple[Row, ...], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, console: Console
-) -> tuple[EncodedRow, ...]:
-    result, is_cached = encode_as_asked(rows, tokenizer, recipe.data)
-    origin = " (from the cache)" if is_cached else ""
-    console.print(f"{name}: {result.summary()}{origin}")
-    return result.rows
-
-
 class _ToConsole(logging.Handler):
     """Prints what is logged as one line."""
 
@@ -237,13 +227,6 @@ def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> Pref
 
 def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_").removeprefix("average_"): value for name, value in metrics.items()}
-
-
-def _checkpoint(asked: str | None, folder: Path) -> Path | None:
-    """Where to resume: ``last`` is the last whole checkpoint of the run folder."""
-    if asked is None:
-        return None
-    return last_checkpoint(folder) if asked == "last" else Path(asked)
 
 
 def _print_summary(result: RunResult, console: Console) -> None:

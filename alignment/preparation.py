@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.cache import cache_folder
 from alignment.config import DataSource, RowsSpec
 from alignment.data import (
+    EncodedRow,
     EncodeResult,
     Kept,
     ReadResult,
@@ -163,6 +164,17 @@ def encode_as_asked(
     if not spec.cache:
         return encode_rows(rows, tokenizer, **lengths), False
     return encode_rows_cached(rows, tokenizer, **lengths, folder=cache_folder("tokens"))
+
+
+def encode_aloud(
+    name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: RowsSpec, announce: Announce
+) -> tuple[EncodedRow, ...]:
+    """Token ids as :func:`encode_as_asked` gives them, and a line about them; nothing of no rows."""
+    if not rows:
+        return ()
+    result, is_cached = encode_as_asked(rows, tokenizer, spec)
+    announce(f"{name}: {result.summary()}{' (from the cache)' if is_cached else ''}")
+    return result.rows
 
 
 def shared_prompts(train: tuple[Row, ...], evaluation: tuple[Row, ...]) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from transformers import TrainerCallback
 from alignment.config.fitting import RewardRecipe
 from alignment.data import prompt_text
 from alignment.errors import UserError
-from alignment.fitting.setup import FitResult
-from alignment.folders import RunFiles
+from alignment.folders import RunFiles, RunResult
 from alignment.rewards import Mixture, Separation, agreement, compare_held_out, fit_mixture, fit_single
 from alignment.rewards.pairs import TextPair
 from alignment.rewards.separation import accuracy
@@ -30,7 +29,7 @@ def run_mixture(
     train_pairs: Sequence[TextPair],
     eval_pairs: Sequence[TextPair],
     console: Console,
-) -> FitResult:
+) -> RunResult:
     """Find the groups, train the models, compare them on held-out rows.
 
     Args:
@@ -88,7 +87,7 @@ def run_mixture(
     _write(folder, mixture, verdict, known, use, before, after)
     _print(mixture, verdict, known, annotators, use, console)
     console.print(f"models: {models}")
-    return FitResult(folder=folder, model_folder=models, before=before, after=after)
+    return RunResult(folder=folder, model_folder=models, before=before, after=after)
 
 
 def _annotators(pairs: Sequence[TextPair]) -> list[str]:
