@@ -110,10 +110,6 @@ def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _no_anchors() -> Mapping[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
     """All that a loss may see. Entries of padded completions (``valid_BG`` false) are set to zero on construction.
@@ -140,13 +136,13 @@ class LossInputs:
     valid_BG: Tensor
     feedback: Feedback
     weights_BG: Tensor | None = None
-    anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
     token_logps_BGT: Tensor | None = None
     token_mask_BGT: Tensor | None = None
-    token_anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    token_anchors: Mapping[str, Tensor] = field(default_factory=dict)
     token_excess_BGT: Tensor | None = None
     mismatched_logps_B: Tensor | None = None
-    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
     batch_mean: Callable[[Tensor], Tensor] = _identity
 
     def __post_init__(self) -> None:
