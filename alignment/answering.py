@@ -21,8 +21,9 @@ from alignment.config.evaluation import AnswererSpec, DecodingSpec
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.evaluation.manifests import digest, write_json
+from alignment.evaluation.manifests import digest
 from alignment.evaluation.prompt_sets import PromptSet
+from alignment.files import write_json
 from alignment.generation import build_engine, check_engine
 from alignment.generation.chat import ChatServer
 from alignment.generation.http import read_key

@@ -19,10 +19,10 @@ from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose, take_back
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import annotations, read_model_outputs
-from alignment.evaluation.manifests import write_json, write_json_lines
 from alignment.evaluation.published import read_records
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
+from alignment.files import write_json, write_json_lines
 from alignment.folders import oracle_accounts
 from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys, oracle_name
 from alignment.progress import Progress, chunked

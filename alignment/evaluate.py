@@ -24,10 +24,11 @@ from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
 from alignment.evaluation.certificates import Exploited
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
-from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
+from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.exploitation import check_unseen, draw_sides, find_certificate
+from alignment.files import write_json
 from alignment.folders import oracle_accounts
 from alignment.oracles import (
     Accounts,

@@ -28,8 +28,6 @@ from alignment.evaluation.manifests import (
     freeze_manifest,
     read_manifest,
     versions,
-    write_json,
-    write_json_lines,
 )
 from alignment.evaluation.mt_bench import (
     Compared,
@@ -53,6 +51,7 @@ from alignment.evaluation.mt_bench_files import (
     shown_together,
 )
 from alignment.evaluation.published import Record, read_records
+from alignment.files import write_json, write_json_lines
 from alignment.folders import oracle_accounts
 from alignment.oracles.kept import KeptOracle
 from alignment.oracles.ledger import Accounts, Verdict

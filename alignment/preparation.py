@@ -5,7 +5,6 @@ decontaminate the training rows against them; mix by weight. Duplicates go befor
 out; the mixture comes last, so that rows which it repeats are repeated in training only.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from alignment.data import (
 )
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.progress import Announce
 from alignment.textgame import is_address, read_address
 
@@ -54,7 +54,7 @@ class PreparedData:
 
 def write_report(data: PreparedData, folder: Path) -> None:
     """Name every row that was left out, in ``data_report.json``."""
-    (folder / "data_report.json").write_text(json.dumps(data.report, indent=1) + "\n")
+    write_json(folder / "data_report.json", data.report)
 
 
 def read_source(source: DataSource) -> ReadResult:

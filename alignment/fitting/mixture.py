@@ -3,7 +3,6 @@
 Beside the groups' models, one for everybody is trained as long. Held-out rows decide between the two; all are saved.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers import TrainerCallback
 from alignment.config.fitting import RewardRecipe
 from alignment.data import prompt_text
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.folders import RunFiles, RunResult
 from alignment.rewards import Mixture, Separation, agreement, compare_held_out, fit_mixture, fit_single
 from alignment.rewards.pairs import TextPair
@@ -142,7 +142,7 @@ def _write(
         "gains": dict(verdict.gains),
         **({"agreement": agreement(mixture.assignment, known)} if known else {}),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def _print(

@@ -4,7 +4,6 @@ P(y beats y') = sigmoid(r(x, y) - r(x, y')), by maximum likelihood (arXiv 2203.0
 number of pairs of a list).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from alignment.checkpoints import find_checkpoint
 from alignment.config.fitting import RewardRecipe
 from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.fitting.mixture import run_mixture
 from alignment.fitting.setup import WRITTEN_LAST, build_config, print_table
 from alignment.folders import RunFiles, RunResult, check_begins_or_continues, write_header
@@ -80,7 +80,7 @@ def run(recipe: RewardRecipe) -> RunResult:
     result = RunResult(folder=folder, model_folder=folder / "final", before=before, after=after)
     trainer.save_model(str(result.model_folder))
     if is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        write_json(folder / "summary.json", {"before": before, "after": after})
         print_table(before, after, console)
         console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()

@@ -1,6 +1,5 @@
 """``alignment sft``: raise the likelihood of demonstrations, through ``trl.SFTTrainer`` on our token ids."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,6 +15,7 @@ from alignment.config.fitting import SFTRecipe
 from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.fitting.setup import WRITTEN_LAST, build_config, print_table
 from alignment.folders import RunFiles, RunResult, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
@@ -77,7 +77,7 @@ def run(recipe: SFTRecipe) -> RunResult:
     result = RunResult(folder=folder, model_folder=folder / "final", before=before, after=after)
     trainer.save_model(str(result.model_folder))
     if is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        write_json(folder / "summary.json", {"before": before, "after": after})
         print_table(before, after, console)
         console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
