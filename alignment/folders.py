@@ -1,9 +1,7 @@
 """What every run writes into its folder, whatever it trains."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,18 +11,16 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-import alignment
 from alignment.config import Recipe
 from alignment.config.parsing import parse_text, read_mapping
 from alignment.errors import UserError
 from alignment.evaluation import Met
+from alignment.evaluation.manifests import versions
 from alignment.files import write_json, write_json_lines, write_whole
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
 from alignment.progress import run_console
 from alignment.values import differences, leaves
-
-_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +43,7 @@ class RunResult:
 def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
     """The resolved recipe and the versions; metrics begin anew, or after the checkpoint that is resumed."""
     write_whole(folder / "recipe.yaml", recipe)
-    versions = {"python": platform.python_version(), "alignment": alignment.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    write_json(folder / "versions.json", versions)
+    write_json(folder / "versions.json", versions("trl", "accelerate", "datasets", "peft"))
     metrics = folder / "metrics.jsonl"
     if checkpoint is None:
         metrics.unlink(missing_ok=True)
