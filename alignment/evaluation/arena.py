@@ -28,10 +28,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import mean_interval, numbered
+from alignment.evaluation.intervals import Array, mean_interval, numbered
 from alignment.progress import Progress, tracked
 
-Array = NDArray[np.float64]
 Version = Literal["v0.1", "v2.0"]
 Unit = Literal["prompt", "battle"]
 

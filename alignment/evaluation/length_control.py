@@ -27,11 +27,10 @@ from scipy.special import expit
 
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import Judgements
+from alignment.evaluation.intervals import Array
 from alignment.evaluation.published import Record, check_distinct, read_records
 from alignment.progress import Progress, tracked
 from alignment.values import nearest
-
-Array = NDArray[np.float64]
 
 GRID = tuple(float(c) for c in np.logspace(-4, 4, 10))
 """Values of C that the cross-validation chooses from."""
