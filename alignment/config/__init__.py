@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.config.compose import Loaded, Override, check_command, compose, recipes_folder, shipped_recipes
+from alignment.config.compose import Loaded, Override, compose, recipes_folder, shipped_recipes
 from alignment.config.data import DataSource, DataSpec, RowsSpec
 from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
 from alignment.config.schema import (
@@ -67,8 +67,7 @@ def load_recipe(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedR
     Raises:
         UserError: with one line for each mistake, unmet needs of the method first.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "train")
+    composed = compose(path, overrides, command="train")
     return Loaded(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
 
 

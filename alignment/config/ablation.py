@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from alignment.budgets import planned_verdicts
 from alignment.config import Recipe, load_recipe
 from alignment.config.block import Block
-from alignment.config.compose import Override, check_command, compose, find_recipe
+from alignment.config.compose import Override, compose, find_recipe
 from alignment.config.launch import find_launcher
 from alignment.config.parsing import dump_yaml, read_mapping
 from alignment.config.problems import check_block
@@ -218,8 +218,7 @@ def load_ablation(path: str | Path, overrides: Sequence[Override] = ()) -> Loade
         UserError: for mistakes in it, for a cell whose recipe does not resolve, for two settings that are the same, and
             where cells differ in what they would ask of their oracle or in how they are measured.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "ablate")
+    composed = compose(path, overrides, command="ablate")
     tree = without_nulls(composed.tree)
     recipe, problems = check_block(AblationRecipe, tree, tuple(schema_keys(AblationRecipe)))
     composed.raise_problems(problems)

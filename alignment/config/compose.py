@@ -79,15 +79,23 @@ def shipped_recipes() -> tuple[Path, ...]:
     return tuple(sorted(path for path in paths if path.parts[0] not in _NO_RECIPES))
 
 
-def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
+def compose(path: str | Path, overrides: Sequence[Override], *, command: str | None = None) -> Composed:
     """Read a recipe, everything that it extends, and the overrides ``key.sub=value``.
 
+    Args:
+        path: a file, or the name of a shipped recipe.
+        overrides: as :func:`apply_overrides` takes them.
+        command: whose recipe it must be; what its keys have in common with those of another one says little.
+
     Raises:
-        UserError: for a file that is missing or is not YAML, a cycle of ``extends``, or a malformed override.
+        UserError: for a file that is missing or is not YAML, a cycle of ``extends``, a malformed override, or the
+            recipe of another command.
     """
     found, notes = find_recipe(path)
     tree, extended_notes = _read_extended(found, ())
     tree, override_notes = apply_overrides(tree, overrides)
+    if command is not None:
+        _check_command(tree.keys(), path, command)
     problems: dict[str, str] = {}
     tree = {key: _expand(value, key, problems) for key, value in tree.items()}
     # Their keys are not the schema's, which leaves out the nulls of all other blocks.
@@ -95,13 +103,8 @@ def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
     return Composed(tree=tree, notes=(*notes, *extended_notes, *override_notes), problems=problems)
 
 
-def check_command(composed: Composed, path: str | Path, command: str) -> None:
-    """Refuse a recipe that is another command's: what its keys have in common with this one's says little.
-
-    Raises:
-        UserError: naming the commands that it may belong to.
-    """
-    meant = _commands_of(composed.tree.keys())
+def _check_command(keys: Collection[str], path: str | Path, command: str) -> None:
+    meant = _commands_of(keys)
     if meant and command not in meant:
         said = " or ".join(f"`alignment {name}`" for name in meant)
         raise UserError(f"{path}: expected a recipe of `alignment {command}`, found one of {said}")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import Loaded, check_command, compose
+from alignment.config.compose import Loaded, compose
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import check_block
 from alignment.config.schema import AnsweringSpec, schema_keys, without_nulls
@@ -330,8 +330,7 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> L
     Raises:
         UserError: with one line for each mistake.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "evaluate")
+    composed = compose(path, overrides, command="evaluate")
     tree = without_nulls(composed.tree)
     prompts = tree.get("prompts")
     is_mt_bench = isinstance(prompts, dict) and prompts.get("set") == "mt_bench"

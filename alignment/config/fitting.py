@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import Loaded, check_command, compose
+from alignment.config.compose import Loaded, compose
 from alignment.config.data import DataSource, RowsSpec, Sources, plain_data
 from alignment.config.parsing import dump_yaml
 from alignment.config.problems import check_block
@@ -161,8 +161,7 @@ def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loade
 def _load(kind: type[FitRecipe], command: str, path: str | Path, overrides: Sequence[str]) -> Loaded[FitRecipe]:
     from alignment.config.training import training_keys, training_problems
 
-    composed = compose(path, overrides)
-    check_command(composed, path, command)
+    composed = compose(path, overrides, command=command)
     tree = without_nulls(composed.tree)
     known = (*schema_keys(kind), *training_keys())
     recipe, problems = check_block(kind, tree, known)
