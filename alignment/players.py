@@ -445,7 +445,7 @@ class Player:
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
             model = self._models.load(self.policy_after(number))
-            average.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
+            average.average_in(model, number=number, decay=decay)
         with average.in_place(model):
             model.save_pretrained(str(self.folder / "average"))
             figures = self._measure(model)
