@@ -19,9 +19,9 @@ from alignment.errors import UserError
 from alignment.games import PreferenceGame, cyclic, random_games, rock_paper_scissors
 from alignment.games.updates import extragradient_update, master_update, nash_md_update, omd_threshold
 from alignment.methods import build_method, load_card, method_names
-from alignment.methods._card import nearest
 from alignment.progress import Progress
 from alignment.tabular import OptimizerName, run_tabular
+from alignment.values import nearest_or_all
 
 # Of win probabilities, in all games together: 1 GiB, of which the solver needs several.
 _MOST_PREFERENCES = 2**27
@@ -271,7 +271,7 @@ def _build_games(games: str, *, tau: float, seeds: Sequence[int], num_games: int
         return cyclic(num_actions, ref_XA=ref_XA, tau=tau)
     if games == "rps":
         return rock_paper_scissors(tau=tau)
-    raise UserError(f"unknown games '{games}'{nearest(games, ('random', 'cyclic', 'rps'))}")
+    raise UserError(f"unknown games '{games}'{nearest_or_all(games, ('random', 'cyclic', 'rps'))}")
 
 
 def _run(
