@@ -28,15 +28,14 @@ from alignment.config.ablation import Cell, LoadedAblation
 from alignment.config.parsing import parse_text
 from alignment.errors import UserError
 from alignment.evaluation.ablations import Ablated, Outcome, choose, summarise
-from alignment.evaluation.manifests import write_json
+from alignment.files import write_json, write_whole
+from alignment.progress import Announce, Progress
 from alignment.report import PAGE, write_page
 from alignment.report.ablation import ablation_page, forest, markdown
 from alignment.report.page import render_figure
 from alignment.report.runs import read_run
 from alignment.values import differences, leaves, nearest
 
-Announce = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 Launch = Callable[[Path, Sequence[str]], Sequence[str]]
 """The recipe of a cell and overrides -> the command that trains by it."""
 
@@ -205,9 +204,7 @@ def _prepare(cell: Cell) -> None:
     if _changed_since(cell):
         shutil.rmtree(cell.folder, ignore_errors=True)
     cell.folder.mkdir(exist_ok=True)
-    partial_file = cell.folder / f"{RECIPE}.partial"
-    partial_file.write_text(cell.recipe.to_yaml(), encoding="utf-8")
-    partial_file.replace(cell.folder / RECIPE)
+    write_whole(cell.folder / RECIPE, cell.recipe.to_yaml())
 
 
 def _launcher(config: Path | None, jobs: int) -> Launch:

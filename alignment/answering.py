@@ -21,19 +21,19 @@ from alignment.config.evaluation import AnswererSpec, DecodingSpec
 from alignment.data import EncodedRow, Row, encode_rows, stop_token_ids
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.evaluation.manifests import digest, write_json
+from alignment.evaluation.manifests import digest
 from alignment.evaluation.prompt_sets import PromptSet
+from alignment.files import write_json
 from alignment.generation import build_engine, check_engine
 from alignment.generation.chat import ChatServer
 from alignment.generation.http import read_key
 from alignment.generation.options import ServerOptions
 from alignment.policies import CausalLMPolicy
+from alignment.progress import Progress
 from alignment.rounds import answered_chunks
 from alignment.sample import Answered, model_outputs
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
-
-Progress = Callable[[str, int, int], None]
 
 # Prompts between two writes; an engine that fills its own batches is given more at once.
 _CHUNK = {"transformers": 8, "vllm": 256}

@@ -13,6 +13,7 @@ from typing import Any
 
 from alignment.data import Comparison, EncodedRow, Row, Turn
 from alignment.errors import UserError
+from alignment.files import write_json, write_json_lines
 from alignment.values import differences
 
 
@@ -73,9 +74,7 @@ class Artefact:
             "made_by": dict(self.made_by),
             **notes,
         }
-        partial = self.manifest.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.rename(self.manifest)
+        write_json(self.manifest, content)
 
     def notes(self) -> dict[str, Any]:
         """What :meth:`finish` was told.
@@ -93,11 +92,10 @@ class Artefact:
 
 def write_rows(path: Path, rows: Sequence[EncodedRow]) -> None:
     """Rows as JSON lines: token ids, texts, comparisons."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for item in rows:
-            record = {
+    write_json_lines(
+        path,
+        (
+            {
                 "source": item.row.source,
                 "weight": item.row.weight,
                 "prompt": [asdict(turn) for turn in item.row.prompt],
@@ -106,8 +104,9 @@ def write_rows(path: Path, rows: Sequence[EncodedRow]) -> None:
                 "prompt_ids": item.prompt_ids,
                 "completion_ids": item.completion_ids,
             }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    partial.rename(path)
+            for item in rows
+        ),
+    )
 
 
 def read_rows(path: Path) -> tuple[EncodedRow, ...]:

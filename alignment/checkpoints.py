@@ -35,6 +35,13 @@ def last_checkpoint(folder: str | Path, *, written_last: str = STATE_FILE) -> Pa
     return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
+def find_checkpoint(asked: str | None, folder: Path, *, written_last: str = STATE_FILE) -> Path | None:
+    """Where to resume, as ``training.resume_from_checkpoint`` says it: ``last`` is :func:`last_checkpoint`."""
+    if asked is None:
+        return None
+    return last_checkpoint(folder, written_last=written_last) if asked == "last" else Path(asked)
+
+
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Make a checkpoint whole; every process has written its part."""
     partial = folder / f"{STATE_FILE}.partial"

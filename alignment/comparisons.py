@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from alignment.config import DataSource
 from alignment.config.compose import apply_overrides, compose
-from alignment.config.problems import describe_problems
+from alignment.config.problems import check_block
 from alignment.data import Row, prompt_text, read_battles
 from alignment.errors import UserError
 from alignment.evaluation.cycles import Diagnosis, diagnose_matrix
@@ -229,8 +229,7 @@ def diagnose(source: str, overrides: Sequence[str]) -> Report:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
         composed = compose(source, overrides)
-        if composed.problems:
-            raise UserError("\n".join(composed.problems.values()))
+        composed.raise_problems()
         block = composed.tree.get("data")
         preferences = block.get("preferences") if isinstance(block, dict) else None
         if preferences is not None:
@@ -262,11 +261,9 @@ def diagnose(source: str, overrides: Sequence[str]) -> Report:
 
 
 def _checked(tree: Any) -> ComparisonSource:
-    try:
-        source = ComparisonSource.model_validate(tree)
-    except ValidationError as error:
-        known = tuple(ComparisonSource.model_fields)
-        raise UserError("\n".join(describe_problems(error, tree, known=known).values())) from None
+    source, problems = check_block(ComparisonSource, tree, tuple(ComparisonSource.model_fields))
+    if source is None:
+        raise UserError("\n".join(problems.values()))
     unread = sorted(source.model_fields_set - set(_READ_WITH_SYSTEMS)) if source.systems is not None else []
     if unread:
         raise UserError(f"{unread[0]}: nothing reads it with systems; remove it")

@@ -8,7 +8,7 @@ those that are there, and nothing else is asked.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,17 +19,16 @@ from alignment.comparisons import describe_table, plain, table_lines
 from alignment.config.compose import apply_overrides, compose, take_back
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import annotations, read_model_outputs
-from alignment.evaluation.manifests import write_json, write_json_lines
 from alignment.evaluation.published import read_records
 from alignment.evaluation.tournament import Tournament, analyse_tournament
 from alignment.evaluation.win_matrix import judged_matrix
+from alignment.files import write_json, write_json_lines
 from alignment.folders import oracle_accounts
 from alignment.oracles import Accounts, PanelOracle, ask, build_oracle, deciding_keys, oracle_name
+from alignment.progress import Progress, chunked
 from alignment.report import PAGE, write_page
 from alignment.report.crossplay import crossplay_page
 from alignment.types import Oracle
-
-Progress = Callable[[str, int, int], None]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # Questions between two moves of the bar.
@@ -185,8 +184,7 @@ def read_oracle(values: Sequence[str]) -> dict[str, Any]:
     block: Mapping[str, Any] = {}
     if files:
         composed = compose(files[0], ())
-        if composed.problems:
-            raise UserError("\n".join(composed.problems.values()))
+        composed.raise_problems()
         block = composed.tree.get("oracle", composed.tree)
     spec, _ = apply_overrides(block, overrides)
     # Of what is asked here nothing should be asked again.
@@ -274,14 +272,11 @@ def _judge(
     asked = [text for text in first.answers if first.answers[text] != second.answers[text]]
     wins = dict.fromkeys(first.answers, 0.5)
     name, before = f"{first.name} against {second.name}", accounts.spent.unparsable
-    for start in range(0, len(asked), _AT_ONCE):
-        progress(name, start, len(asked))
-        chunk = asked[start : start + _AT_ONCE]
+    for chunk in chunked(asked, _AT_ONCE, name, progress):
         answers_N = ask(
             oracle, chunk, [first.answers[text] for text in chunk], [second.answers[text] for text in chunk]
         )
         wins |= zip(chunk, answers_N.tolist(), strict=True)
-    progress(name, len(asked), len(asked))
     rows = annotations(
         list(wins),
         [first.answers[text] for text in wins],

@@ -8,7 +8,7 @@ Shape letters: ``P`` prompts, ``G`` answers to a prompt, ``K`` members of a pane
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignment.answering import Player, Progress, check_sampler, find_player, written_answers
+from alignment.answering import Player, check_sampler, find_player, written_answers
 from alignment.config import DataSource
 from alignment.config.evaluation import EvaluationRecipe, LengthControlSpec, annotations_file
 from alignment.errors import UserError
@@ -24,10 +24,11 @@ from alignment.evaluation import scoring
 from alignment.evaluation.alpaca import annotations, read_instructions
 from alignment.evaluation.certificates import Exploited
 from alignment.evaluation.length_control import read_difficulty, read_regularizer
-from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions, write_json
+from alignment.evaluation.manifests import digest, fingerprint, freeze_manifest, read_manifest, versions
 from alignment.evaluation.matches import Answers, Array, Cell, Match, PairedComparison, cell, paired_comparisons
 from alignment.evaluation.prompt_sets import SETS, PromptSet, make_prompt_set, read_categories, read_outputs
 from alignment.exploitation import check_unseen, draw_sides, find_certificate
+from alignment.files import write_json
 from alignment.folders import oracle_accounts
 from alignment.oracles import (
     Accounts,
@@ -40,13 +41,12 @@ from alignment.oracles import (
     oracle_name,
 )
 from alignment.preparation import read_source
+from alignment.progress import Announce, Progress, chunked
 from alignment.report import PAGE, write_page
 from alignment.report.evaluation import evaluation_page
 from alignment.textgame import is_address
 from alignment.trained import find_model, run_data
 from alignment.types import Oracle
-
-Announce = Callable[[str], None]
 
 RESULTS = "results.json"
 # Pairs of answers between two movements of the bar.
@@ -288,9 +288,7 @@ def _judge(
     pairs = [(p, g) for p in range(len(ours)) for g in range(len(ours[p])) if ours[p][g] != theirs[p][g]]
     wins_PGK: Array = np.full((len(ours), len(ours[0]), len(members)), 0.5)
     before = accounts.spent.unparsable
-    for start in range(0, len(pairs), _ASKED_AT_ONCE):
-        progress(f"{name} vs {opponent}", start, len(pairs))
-        chunk = pairs[start : start + _ASKED_AT_ONCE]
+    for chunk in chunked(pairs, _ASKED_AT_ONCE, f"{name} vs {opponent}", progress):
         asked = (
             [prompts.texts[p] for p, _ in chunk],
             [ours[p][g] for p, g in chunk],
@@ -299,7 +297,6 @@ def _judge(
         for k, member in enumerate(members.values()):
             for (p, g), win in zip(chunk, ask(member, *asked).tolist(), strict=True):
                 wins_PGK[p, g, k] = win
-    progress(f"{name} vs {opponent}", len(pairs), len(pairs))
     return Match(
         policy=name,
         opponent=opponent,

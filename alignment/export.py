@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,9 @@ from alignment.config import Recipe
 from alignment.data import stop_token_ids
 from alignment.errors import UserError
 from alignment.folders import run_card
+from alignment.models import DTYPES
 from alignment.trained import TrainedModel
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 # A folder with these beside other weights would load the wrong ones.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json", "adapter_*")
 

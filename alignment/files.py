@@ -1,11 +1,15 @@
-"""Local text files -> objects: JSON lines, JSON lists and CSV, plain or packed. Needs no library."""
+"""Local text files: objects from JSON lines, JSON lists and CSV, plain or packed, and what is written whole.
+
+It needs no library.
+"""
 
 import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from alignment.errors import UserError
 from alignment.values import Cell, JsonObject, JsonValue, kind, listed
@@ -119,3 +123,21 @@ def _read_cell(text: str) -> JsonValue:
         if all(isinstance(item, dict) for item in value):
             return value  # type: ignore[no-any-return]
     return Cell(text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a process that is killed leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value whole."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write objects whole, a line each."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

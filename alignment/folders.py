@@ -1,9 +1,7 @@
 """What every run writes into its folder, whatever it trains."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,20 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-import alignment
 from alignment.config import Recipe
 from alignment.config.parsing import parse_text, read_mapping
 from alignment.errors import UserError
 from alignment.evaluation import Met
-from alignment.evaluation.manifests import write_json
+from alignment.evaluation.manifests import versions
+from alignment.files import write_json, write_json_lines, write_whole
 from alignment.model_card import model_card
 from alignment.oracles import Accounts, deciding_keys
+from alignment.progress import run_console
 from alignment.values import differences, leaves
-
-_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +42,8 @@ class RunResult:
 
 def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
     """The resolved recipe and the versions; metrics begin anew, or after the checkpoint that is resumed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "recipe.yaml", recipe)
-    versions = {"python": platform.python_version(), "alignment": alignment.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    _write(folder / "versions.json", json.dumps(versions, indent=1) + "\n")
+    write_whole(folder / "recipe.yaml", recipe)
+    write_json(folder / "versions.json", versions("trl", "accelerate", "datasets", "peft"))
     metrics = folder / "metrics.jsonl"
     if checkpoint is None:
         metrics.unlink(missing_ok=True)
@@ -58,14 +51,7 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         # What was logged after the checkpoint will be logged again; a line may be torn where the run was killed.
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        _write(metrics, "".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, whenever a run is killed."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+        write_whole(metrics, "".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
 
 
 def write_summary(
@@ -94,8 +80,7 @@ def write_summary(
 
 def write_samples(folder: Path, met: Sequence[Met]) -> None:
     """Answers of the policy beside the reference's, with the oracle's verdict, as ``samples.jsonl``."""
-    lines = [json.dumps(asdict(item), ensure_ascii=False) for item in met]
-    (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_json_lines(folder / "samples.jsonl", (asdict(item) for item in met))
 
 
 def run_card(recipe: Recipe, *, before: Mapping[str, float], after: Mapping[str, float]) -> str:
@@ -132,7 +117,7 @@ class RunFiles(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            _write(self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml", self.recipe)
+            write_whole(self.folder / f"checkpoint-{state.global_step}" / "recipe.yaml", self.recipe)
 
 
 class OracleFigures(TrainerCallback):
@@ -155,10 +140,8 @@ def oracle_accounts(folder: Path) -> Iterator[Accounts]:
     finally:
         # Every process has accounts; what they share is written by the first.
         if accounts.is_used and os.environ.get("RANK", "0") == "0":
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "oracle.json").write_text(json.dumps(accounts.summary(), indent=1) + "\n")
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(f"oracle: {accounts.spent.describe()}", markup=False, highlight=False)
+            write_json(folder / "oracle.json", accounts.summary())
+            run_console().print(f"oracle: {accounts.spent.describe()}")
         accounts.close()
 
 

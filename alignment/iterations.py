@@ -89,7 +89,7 @@ class KeepAverage(TrainerCallback):
     ) -> None:
         iterations, between = divmod(state.global_step, self.steps)
         if between == 0:
-            self.average.move_towards(model, max(1.0 - self.decay, 1.0 / (iterations + 1)))
+            self.average.average_in(model, number=iterations, decay=self.decay)
 
 
 class StopEarly(EarlyStoppingCallback):

@@ -5,15 +5,14 @@ again skips what is finished, resumes the training that was interrupted, and ref
 players have a folder each, with rounds of its own.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from alignment.config import Recipe, build_arguments
+from alignment.config import AlignmentArguments, Recipe, build_arguments
 from alignment.data import EncodedRow, Row, encode_rows
 from alignment.errors import UserError
 from alignment.folders import RunResult, check_same_recipe, write_header, write_summary
@@ -22,8 +21,9 @@ from alignment.launch import check_launch
 from alignment.models import load_tokenizer
 from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
-from alignment.players import Announce, Player
-from alignment.preparation import prepare_data, write_report
+from alignment.players import Player
+from alignment.preparation import PreparedData, prepare_data, write_report
+from alignment.progress import Announce, run_console
 
 Stage = Literal["rollout", "judge", "annotate", "train"]
 # Training annotates by itself.
@@ -107,16 +107,63 @@ class _Setup:
     """A run that is about to begin.
 
     Attributes:
+        recipe: of all players.
+        args: what it says to a trainer.
+        accounts: of the oracles.
+        data: the rows.
         players: without an engine and oracles yet.
         announce: is told what was done.
-        equip: gives players what some stages use: each may run where the others' engine, judge or key is not.
-        claim: writes whose folder it is; a command that could not begin leaves no recipe.
     """
 
+    recipe: Recipe
+    args: AlignmentArguments
+    accounts: Accounts
+    data: PreparedData
     players: list[Player]
     announce: Announce
-    equip: Callable[[Collection[Stage]], None]
-    claim: Callable[[], None]
+
+    def equip(self, stages: Collection[Stage]) -> None:
+        """Give players what some stages use: each may run where the others' engine, judge or key is not."""
+        if "train" in stages:
+            steps = self.args.iteration_steps(self.recipe.build_method().needs)
+            check_optimizer(self.args, iteration_steps=steps)
+        evaluates = "train" in stages and bool(self.players[0].held_out)
+        if "rollout" in stages or evaluates:
+            self._build_engine(evaluates)
+        spec = self.recipe.evaluation.oracle if evaluates and self.recipe.evaluation is not None else None
+        judge = None if spec is None else build_oracle(spec, self.args.device, self.accounts)
+        for player in self.players:
+            assert player.recipe.oracle is not None
+            if "judge" in stages or (evaluates and judge is None):
+                player.oracle = build_oracle(player.recipe.oracle, self.args.device, self.accounts)
+            if evaluates:
+                player.judge = player.oracle if judge is None else judge
+
+    def _build_engine(self, evaluates: bool) -> None:
+        args, lora = self.args, self.recipe.policy.lora
+        check_engine(args.engine, args.engine_options)
+        engine = build_engine(
+            args.engine,
+            args.engine_options,
+            self.players[0].tokenizer,
+            lora_rank=None if lora is None else lora.rank,
+            num_processes=args.world_size,
+        )
+        if evaluates and not engine.takes_weights:
+            self.announce(
+                f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers"
+            )
+        for player in self.players:
+            player.engine = engine
+
+    def claim(self) -> None:
+        """Write whose folder it is; a command that could not begin leaves no recipe."""
+        ranks, folder = self.args.ranks, Path(self.recipe.output_dir)
+        ranks.wait()
+        if ranks.is_first:
+            if not (folder / "recipe.yaml").exists():
+                write_header(folder, self.recipe.to_yaml(), None)
+            write_report(self.data, folder)
 
 
 def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
@@ -130,11 +177,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     ranks = args.ranks
     folder = Path(recipe.output_dir)
     check_same_recipe(folder, recipe.to_yaml(), batches_are_compared=True)
-    console = Console(stderr=True, quiet=not ranks.is_first, soft_wrap=True)
-
-    def announce(line: str) -> None:
-        console.print(line, markup=False, highlight=False)
-
+    announce = run_console(quiet=not ranks.is_first).print
     set_seed(recipe.seed)
     data = prepare_data(recipe.data, seed=recipe.seed, announce=announce)
     tokenizer = load_tokenizer(recipe.policy, data.train)
@@ -163,43 +206,7 @@ def _set_up(recipe: Recipe, accounts: Accounts) -> _Setup:
     ]
     for player in players:
         player.meet({other.name: other for other in players if other is not player})
-
-    def equip(stages: Collection[Stage]) -> None:
-        if "train" in stages:
-            check_optimizer(args, iteration_steps=args.iteration_steps(recipe.build_method().needs))
-        evaluates = "train" in stages and bool(held_out)
-        if "rollout" in stages or evaluates:
-            check_engine(args.engine, args.engine_options)
-            engine = build_engine(
-                args.engine,
-                args.engine_options,
-                tokenizer,
-                lora_rank=None if recipe.policy.lora is None else recipe.policy.lora.rank,
-                num_processes=args.world_size,
-            )
-            if evaluates and not engine.takes_weights:
-                announce(
-                    f"note: the engine '{args.engine}' keeps its weights; held-out answers are drawn by transformers"
-                )
-            for player in players:
-                player.engine = engine
-        spec = recipe.evaluation.oracle if evaluates and recipe.evaluation is not None else None
-        judge = None if spec is None else build_oracle(spec, args.device, accounts)
-        for player in players:
-            assert player.recipe.oracle is not None
-            if "judge" in stages or (evaluates and judge is None):
-                player.oracle = build_oracle(player.recipe.oracle, args.device, accounts)
-            if evaluates:
-                player.judge = player.oracle if judge is None else judge
-
-    def claim() -> None:
-        ranks.wait()
-        if ranks.is_first:
-            if not (folder / "recipe.yaml").exists():
-                write_header(folder, recipe.to_yaml(), None)
-            write_report(data, folder)
-
-    return _Setup(players=players, announce=announce, equip=equip, claim=claim)
+    return _Setup(recipe=recipe, args=args, accounts=accounts, data=data, players=players, announce=announce)
 
 
 def _finish(recipe: Recipe, players: Sequence[Player], announce: Announce) -> RunResult:

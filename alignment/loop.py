@@ -10,13 +10,12 @@ import huggingface_hub
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from alignment import iterative
 from alignment.batches import rows_to_encode
-from alignment.checkpoints import last_checkpoint
+from alignment.checkpoints import find_checkpoint
 from alignment.config import Recipe, build_arguments, build_callbacks, build_measures
-from alignment.data import EncodedRow, Row
 from alignment.diagnosis import known_failures
 from alignment.errors import UserError
 from alignment.folders import (
@@ -35,7 +34,8 @@ from alignment.launch import check_deepspeed, check_launch, uses_deepspeed
 from alignment.models import load_causal_model, load_policy, load_tokenizer, lora_config
 from alignment.optimizer_options import check_optimizer
 from alignment.oracles import Accounts, build_oracle
-from alignment.preparation import encode_as_asked, prepare_data, write_report
+from alignment.preparation import encode_aloud, prepare_data, write_report
+from alignment.progress import run_console
 from alignment.report import LABELS, write_report_page
 from alignment.trainer import PreferenceTrainer
 
@@ -63,7 +63,7 @@ def run(recipe: Recipe) -> RunResult:
     # After the accounts are closed: what oracles cost is in it.
     if os.environ.get("RANK", "0") == "0":
         page = write_report_page(result.folder)
-        Console(stderr=True, soft_wrap=True).print(f"report: {page}", markup=False, highlight=False)
+        run_console().print(f"report: {page}")
     return result
 
 
@@ -117,21 +117,19 @@ def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
         check_engine(args.engine, args.engine_options)
     # The arguments know the rank; Accelerate's own state would not look for processes on a CPU before it is told.
     is_first = args.process_index == 0
-    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    console = run_console(quiet=not is_first)
     folder = Path(recipe.output_dir)
-    checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
     check_begins_or_continues(folder, checkpoint, recipe.to_yaml(), batches_are_compared=True)
     oracle = build_oracle(recipe.oracle, args.device, accounts) if trains and recipe.oracle is not None else None
     set_seed(recipe.seed)
-    data = prepare_data(
-        recipe.data, seed=recipe.seed, announce=lambda line: console.print(line, markup=False, highlight=False)
-    )
+    data = prepare_data(recipe.data, seed=recipe.seed, announce=console.print)
     tokenizer = load_tokenizer(recipe.policy, data.train)
     model = load_policy(recipe.policy, tokenizer, seed=recipe.seed)
     if method.needs.sampler == "prev":
-        console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]), markup=False, highlight=False)
+        console.print(_ROUND_FROM_DATA.format(name=recipe.method["name"]))
     train_set, eval_set = (
-        _encode(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe, console) if rows else ()
+        encode_aloud(name, rows_to_encode(rows, method.needs, args), tokenizer, recipe.data, console.print)
         for name, rows in (("training", data.train), ("held-out", data.evaluation))
     )
     judge = recipe.evaluation.oracle if trains and recipe.evaluation is not None else None
@@ -158,7 +156,7 @@ def _set_up(recipe: Recipe, accounts: Accounts, *, trains: bool) -> _Setup:
         ),
     )
     for line in (f"policy: {trainer.describe()}", *trainer.notes):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     return _Setup(trainer=trainer, checkpoint=checkpoint, console=console, is_first=is_first)
 
 
@@ -168,7 +166,7 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
     folder, has_held_out = Path(recipe.output_dir), trainer.eval_dataset is not None
     before = trainer.evaluate() if has_held_out else {}
     if checkpoint is not None:
-        console.print(f"resuming from {checkpoint}", markup=False, highlight=False)
+        console.print(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = trainer.training_seconds()
     after = trainer.evaluate() if has_held_out else {}
@@ -196,19 +194,10 @@ def _run(recipe: Recipe, accounts: Accounts) -> RunResult:
             url = huggingface_hub.upload_folder(
                 repo_id=trainer.hub_model_id, folder_path=model_folder, token=trainer.args.hub_token
             )
-            console.print(f"pushed: {url}", markup=False, highlight=False)
+            console.print(f"pushed: {url}")
     trainer.engine.close()
     ranks.part()
     return result
-
-
-def _encode(
-    name: str, rows: tuple[Row, ...], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, console: Console
-) -> tuple[EncodedRow, ...]:
-    result, is_cached = encode_as_asked(rows, tokenizer, recipe.data)
-    origin = " (from the cache)" if is_cached else ""
-    console.print(f"{name}: {result.summary()}{origin}", markup=False, highlight=False)
-    return result.rows
 
 
 class _ToConsole(logging.Handler):
@@ -219,7 +208,7 @@ class _ToConsole(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(record.getMessage(), markup=False, highlight=False)
+        self.console.print(record.getMessage())
 
 
 def _announced(console: Console, build: Callable[[], PreferenceTrainer]) -> PreferenceTrainer:
@@ -240,13 +229,6 @@ def _without_prefix(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_").removeprefix("average_"): value for name, value in metrics.items()}
 
 
-def _checkpoint(asked: str | None, folder: Path) -> Path | None:
-    """Where to resume: ``last`` is the last whole checkpoint of the run folder."""
-    if asked is None:
-        return None
-    return last_checkpoint(folder) if asked == "last" else Path(asked)
-
-
 def _print_summary(result: RunResult, console: Console) -> None:
     if result.after:
         table = Table("held-out rows", "before", "after", "change", box=None, pad_edge=False)
@@ -258,7 +240,7 @@ def _print_summary(result: RunResult, console: Console) -> None:
         if "win_rate_vs_ref" in result.after:
             low, high = (result.after[f"win_rate_vs_ref_{end}"] for end in ("low", "high"))
             on = f"on {result.after['win_rate_num_prompts']:,} held-out prompts"
-            console.print(f"win rate at the end, 95 %: {low:.3f} to {high:.3f} {on}", markup=False, highlight=False)
+            console.print(f"win rate at the end, 95 %: {low:.3f} to {high:.3f} {on}")
         for text in known_failures(result.before, result.after):
-            console.print(f"note: {text}", markup=False, highlight=False)
-    console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+            console.print(f"note: {text}")
+    console.print(f"model: {result.model_folder}")

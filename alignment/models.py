@@ -23,6 +23,9 @@ from alignment.sharding import loaded_whole
 from alignment.textgame import resolve_model
 from alignment.tiny import tiny_model, tiny_reward_model, tiny_tokenizer
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""As recipes and options call them."""
+
 
 def load_tokenizer(spec: ModelSpec, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
     """The model's tokenizer with a padding token; a tiny one is fitted to the rows."""
@@ -48,7 +51,7 @@ def load_policy(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, seed: in
     """The causal language model of the block."""
     if spec.tiny is not None:
         sizes = spec.tiny.model_dump(exclude={"vocab_size"})
-        return tiny_model(tokenizer, **sizes, seed=seed).to(_dtype(spec))
+        return tiny_model(tokenizer, **sizes, seed=seed).to(DTYPES[spec.dtype])
     assert spec.model is not None
     return load_causal_model(spec.model, spec)
 
@@ -67,7 +70,7 @@ def load_reward_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, se
     if spec.tiny is not None:
         sizes = spec.tiny.model_dump(exclude={"vocab_size"})
         with loaded_whole():
-            return tiny_reward_model(tokenizer, **sizes, seed=seed).to(_dtype(spec))
+            return tiny_reward_model(tokenizer, **sizes, seed=seed).to(DTYPES[spec.dtype])
     assert spec.model is not None
     torch.manual_seed(seed)
     model = _load(AutoModelForSequenceClassification, spec.model, spec, "a model that can rate a text", num_labels=1)
@@ -103,13 +106,13 @@ def _load(auto: Any, name: str, spec: ModelSpec, expected: str, **options: Any) 
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=_dtype(spec),
+            bnb_4bit_compute_dtype=DTYPES[spec.dtype],
         )
     try:
         with loaded_whole():
             model: PreTrainedModel = auto.from_pretrained(
                 name,
-                dtype=_dtype(spec),
+                dtype=DTYPES[spec.dtype],
                 quantization_config=quantization,
                 attn_implementation=spec.attn_implementation,
                 **options,
@@ -118,7 +121,3 @@ def _load(auto: Any, name: str, spec: ModelSpec, expected: str, **options: Any) 
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"policy: expected {expected} at '{name}' ({error})") from None
     return peft.prepare_model_for_kbit_training(model) if spec.load_in_4bit else model
-
-
-def _dtype(spec: ModelSpec) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from alignment.answering import Player, Progress, check_sampler, discard_chunks, find_player, sample_answers
+from alignment.answering import Player, check_sampler, discard_chunks, find_player, sample_answers
 from alignment.artefacts import Artefact
 from alignment.config.evaluation import MTBenchJudgeSpec, MTBenchRecipe
 from alignment.evaluation.manifests import (
@@ -28,8 +28,6 @@ from alignment.evaluation.manifests import (
     freeze_manifest,
     read_manifest,
     versions,
-    write_json,
-    write_json_lines,
 )
 from alignment.evaluation.mt_bench import (
     Compared,
@@ -53,11 +51,13 @@ from alignment.evaluation.mt_bench_files import (
     shown_together,
 )
 from alignment.evaluation.published import Record, read_records
+from alignment.files import write_json, write_json_lines
 from alignment.folders import oracle_accounts
 from alignment.oracles.kept import KeptOracle
 from alignment.oracles.ledger import Accounts, Verdict
 from alignment.oracles.ledger import Question as Asked
 from alignment.oracles.templates import PAIR, SINGLE, fill_template
+from alignment.progress import Progress, chunked
 from alignment.report import PAGE, write_page
 from alignment.report.mt_bench import mt_bench_page
 
@@ -353,12 +353,8 @@ def _compared(opponent: str, records: Sequence[Record], questions: Sequence[Ques
 
 
 def _ask(judge: KeptOracle, questions: Sequence[Asked], what: str, progress: Progress) -> list[Verdict]:
-    verdicts = []
-    for start in range(0, len(questions), _ASKED_AT_ONCE):
-        progress(what, start, len(questions))
-        verdicts += judge.verdicts(questions[start : start + _ASKED_AT_ONCE])
-    progress(what, len(questions), len(questions))
-    return verdicts
+    chunks = chunked(questions, _ASKED_AT_ONCE, what, progress)
+    return [verdict for chunk in chunks for verdict in judge.verdicts(chunk)]
 
 
 def _text(judge: KeptOracle, asked: Asked, placeholders: tuple[str, ...]) -> str:

@@ -29,6 +29,7 @@ from alignment.folders import RunFiles, check_same_recipe, deciding_training, wr
 from alignment.generation import Engine
 from alignment.oracles import content_digest, deciding_keys, num_questions
 from alignment.policies import CausalLMPolicy
+from alignment.progress import Announce
 from alignment.ranks import Ranks
 from alignment.round_models import RoundModels
 from alignment.rounds import answer_prompts, compare_answers
@@ -36,8 +37,6 @@ from alignment.seeds import seed_of, seeds_of
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
 from alignment.weights import TrainableWeights
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,7 +445,7 @@ class Player:
         average = TrainableWeights(model)
         for number in range(1, rounds + 1):
             model = self._models.load(self.policy_after(number))
-            average.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
+            average.average_in(model, number=number, decay=decay)
         with average.in_place(model):
             model.save_pretrained(str(self.folder / "average"))
             figures = self._measure(model)

@@ -5,8 +5,7 @@ decontaminate the training rows against them; mix by weight. Duplicates go befor
 out; the mixture comes last, so that rows which it repeats are repeated in training only.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from alignment.cache import cache_folder
 from alignment.config import DataSource, RowsSpec
 from alignment.data import (
+    EncodedRow,
     EncodeResult,
     Kept,
     ReadResult,
@@ -32,9 +32,9 @@ from alignment.data import (
 )
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
+from alignment.files import write_json
+from alignment.progress import Announce
 from alignment.textgame import is_address, read_address
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class PreparedData:
 
 def write_report(data: PreparedData, folder: Path) -> None:
     """Name every row that was left out, in ``data_report.json``."""
-    (folder / "data_report.json").write_text(json.dumps(data.report, indent=1) + "\n")
+    write_json(folder / "data_report.json", data.report)
 
 
 def read_source(source: DataSource) -> ReadResult:
@@ -164,6 +164,17 @@ def encode_as_asked(
     if not spec.cache:
         return encode_rows(rows, tokenizer, **lengths), False
     return encode_rows_cached(rows, tokenizer, **lengths, folder=cache_folder("tokens"))
+
+
+def encode_aloud(
+    name: str, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: RowsSpec, announce: Announce
+) -> tuple[EncodedRow, ...]:
+    """Token ids as :func:`encode_as_asked` gives them, and a line about them; nothing of no rows."""
+    if not rows:
+        return ()
+    result, is_cached = encode_as_asked(rows, tokenizer, spec)
+    announce(f"{name}: {result.summary()}{' (from the cache)' if is_cached else ''}")
+    return result.rows
 
 
 def shared_prompts(train: tuple[Row, ...], evaluation: tuple[Row, ...]) -> tuple[str, ...]:

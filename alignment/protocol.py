@@ -19,24 +19,13 @@ from alignment.errors import UserError
 from alignment.games import PreferenceGame, cyclic, random_games, rock_paper_scissors
 from alignment.games.updates import extragradient_update, master_update, nash_md_update, omd_threshold
 from alignment.methods import build_method, load_card, method_names
-from alignment.methods._card import nearest
+from alignment.progress import Progress
 from alignment.tabular import OptimizerName, run_tabular
+from alignment.values import nearest_or_all
 
 # Of win probabilities, in all games together: 1 GiB, of which the solver needs several.
 _MOST_PREFERENCES = 2**27
 ExactUpdate = Callable[[PreferenceGame, Tensor, float], Tensor]
-
-
-def _inpo_update(game: PreferenceGame, log_pi_XA: Tensor, a: float) -> Tensor:
-    return master_update(game, log_pi_XA, log_pi_XA.softmax(-1), a=a)
-
-
-def _nash_mp_update(game: PreferenceGame, log_pi_XA: Tensor, a: float) -> Tensor:
-    return extragradient_update(game, log_pi_XA, a=a)
-
-
-def _nash_md_update(game: PreferenceGame, log_pi_XA: Tensor, a: float) -> Tensor:
-    return nash_md_update(game, log_pi_XA, a=a)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +41,11 @@ class _LossRun:
     optimizer: OptimizerName = "sgd"
 
 
-_EXACT: Mapping[str, ExactUpdate] = {"inpo": _inpo_update, "nash_mp": _nash_mp_update, "nash_md": _nash_md_update}
+_EXACT: Mapping[str, ExactUpdate] = {
+    "inpo": lambda game, log_pi_XA, a: master_update(game, log_pi_XA, log_pi_XA.softmax(-1), a=a),
+    "nash_mp": lambda game, log_pi_XA, a: extragradient_update(game, log_pi_XA, a=a),
+    "nash_md": lambda game, log_pi_XA, a: nash_md_update(game, log_pi_XA, a=a),
+}
 
 _LOSS: Mapping[str, _LossRun] = {
     "egpo": _LossRun(options=lambda tau, a: {"tau": tau}),
@@ -90,18 +83,24 @@ class ProtocolRow:
     Attributes:
         method: its name; ``:loss`` where the card's own loss ran in place of an exact update.
         final_gap_X: duality gap of the last policy in every game.
-        median: over games.
-        maximum: over games.
         seconds: wall-clock.
         gradients_per_iteration: gradient or exact-update evaluations per iteration.
     """
 
     method: str
     final_gap_X: Tensor
-    median: float
-    maximum: float
     seconds: float
     gradients_per_iteration: int
+
+    @property
+    def median(self) -> float:
+        """Of the gaps over games."""
+        return statistics.median(self.final_gap_X.tolist())
+
+    @property
+    def maximum(self) -> float:
+        """The same."""
+        return float(self.final_gap_X.max())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +186,7 @@ def run_protocol(
     seeds: Sequence[int],
     num_games: int,
     num_actions: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ProtocolResult:
     """Run methods from the reference on the same games, with exact expectations.
 
@@ -226,13 +225,10 @@ def run_protocol(
     for name in methods:
         started = time.perf_counter()
         curves[name], evaluations = _run(name, game, lr=lr, a=a, iterations=iterations, progress=progress)
-        final_gap_X = curves[name][-1]
         rows.append(
             ProtocolRow(
                 method=name,
-                final_gap_X=final_gap_X,
-                median=statistics.median(final_gap_X.tolist()),
-                maximum=float(final_gap_X.max()),
+                final_gap_X=curves[name][-1],
                 seconds=time.perf_counter() - started,
                 gradients_per_iteration=evaluations,
             )
@@ -275,7 +271,7 @@ def _build_games(games: str, *, tau: float, seeds: Sequence[int], num_games: int
         return cyclic(num_actions, ref_XA=ref_XA, tau=tau)
     if games == "rps":
         return rock_paper_scissors(tau=tau)
-    raise UserError(f"unknown games '{games}'{nearest(games, ('random', 'cyclic', 'rps'))}")
+    raise UserError(f"unknown games '{games}'{nearest_or_all(games, ('random', 'cyclic', 'rps'))}")
 
 
 def _run(
@@ -285,7 +281,7 @@ def _run(
     lr: float,
     a: float,
     iterations: int,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Tensor, int]:
     base, _, form = name.partition(":")
     if form not in ("", "loss"):

@@ -6,7 +6,7 @@ different policies may be compared pair by pair, because none drew with the numb
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,10 @@ from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
 from alignment.policies import CausalLMPolicy
 from alignment.preparation import read_source
+from alignment.progress import Announce, Progress
 from alignment.rounds import answered_chunks
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, run_data
-
-Announce = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 _BATCH = 8
 _NUM_SHOWN = 10

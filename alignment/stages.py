@@ -20,22 +20,15 @@ from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.seeds import seed_of
 from alignment.types import (
-    Behaviour,
     Completions,
-    Ema,
     Feedback,
-    Frozen,
     LossInputs,
     Method,
     Needs,
     Oracle,
-    Past,
-    Player,
-    Previous,
 )
 
 _MIXTURE = "mixture"
-_SAMPLERS = ("dataset", "prev", "policy", _MIXTURE)
 _OPPONENTS = {
     **{"none": None, "group": None, "fresh": "policy", "target": "target", "ref": "ref"},
     _MIXTURE: _MIXTURE,
@@ -124,17 +117,10 @@ def check_needs(needs: Needs) -> None:
     Raises:
         UserError: naming all of them.
     """
-    supplied = {
-        f"the sampler '{needs.sampler}'": needs.sampler in _SAMPLERS,
-        f"the opponent '{needs.opponent}'": needs.opponent in _OPPONENTS,
-    }
-    kinds = Frozen | Ema | Behaviour | Previous | Past | Player
-    missing = [what for what, is_supplied in supplied.items() if not is_supplied]
-    missing += [f"the anchor '{spec.name}'" for spec in needs.anchors if not isinstance(spec, kinds)]
-    if missing:
+    if needs.text_gaps:
         raise UserError(
-            f"the method needs {', '.join(missing)}, which language models cannot be given yet; it runs on exact games "
-            "(`alignment game`, run_tabular)"
+            f"the method needs {', '.join(needs.text_gaps)}, which language models cannot be given yet; it runs on "
+            "exact games (`alignment game`, run_tabular)"
         )
 
 

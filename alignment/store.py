@@ -6,7 +6,7 @@ whose inside belongs to something else than its name says, is refused.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from alignment.anchors import AnchorSet
 from alignment.cache import Entry, cache_folder, read_entry, write_entry
 from alignment.data import EncodedRow, collate
+from alignment.progress import Announce
 from alignment.ranks import ALONE, Ranks
 
 _FORMAT = "1"
@@ -32,7 +33,7 @@ def with_stored_anchors(
     *,
     folder: Path,
     batch_size: int,
-    announce: Callable[[str], None],
+    announce: Announce,
     ranks: Ranks = ALONE,
 ) -> tuple[EncodedRow, ...]:
     """The rows with the log-probs of every anchor: read where they are stored, else computed once and stored.
@@ -78,7 +79,7 @@ def _of_policy(
     policy: str,
     folder: Path,
     batch_size: int,
-    announce: Callable[[str], None],
+    announce: Announce,
     ranks: Ranks,
 ) -> tuple[EncodedRow, ...]:
     key = _key(rows, policy)

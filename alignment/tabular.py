@@ -4,7 +4,7 @@ Shape letters: ``X`` contexts, ``A`` actions, ``I`` iterations, ``K`` oracles; r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -283,13 +283,7 @@ class _Loop:
         means_K = torch.einsum("kxa,xa->k", self._wins(self._opponent(sampler_XA)), self.policy()) / len(sampler_XA)
         self.welfare_state = self.needs.welfare.update(self.welfare_state, means_K)
         combined = self.needs.welfare.combine(rows.feedback, self.welfare_state)
-        return _Rows(
-            feedback=combined,
-            context_B=rows.context_B,
-            actions_BG=rows.actions_BG,
-            weights_BG=rows.weights_BG,
-            probability_B=rows.probability_B,
-        )
+        return replace(rows, feedback=combined)
 
     def _exact_rows(self, sampler_XA: Tensor) -> _Rows:
         """Every context with all its actions, or every comparison as a row of its own where a loss reads scores."""

@@ -110,10 +110,6 @@ def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _no_anchors() -> Mapping[str, Tensor]:
-    return {}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
     """All that a loss may see. Entries of padded completions (``valid_BG`` false) are set to zero on construction.
@@ -140,13 +136,13 @@ class LossInputs:
     valid_BG: Tensor
     feedback: Feedback
     weights_BG: Tensor | None = None
-    anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
     token_logps_BGT: Tensor | None = None
     token_mask_BGT: Tensor | None = None
-    token_anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    token_anchors: Mapping[str, Tensor] = field(default_factory=dict)
     token_excess_BGT: Tensor | None = None
     mismatched_logps_B: Tensor | None = None
-    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=_no_anchors)
+    mismatched_anchors: Mapping[str, Tensor] = field(default_factory=dict)
     batch_mean: Callable[[Tensor], Tensor] = _identity
 
     def __post_init__(self) -> None:
@@ -299,6 +295,11 @@ class Player(AnchorSpec):
     """Another player of a game of several policies, frozen while this one trains."""
 
 
+_TEXT_SAMPLERS = ("dataset", "prev", "policy", "mixture")
+_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref", "mixture")
+_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past, Player)
+
+
 @runtime_checkable
 class Welfare(Protocol):
     """How K oracles become one. Its state is checkpointed; its means are averaged over ranks."""
@@ -362,6 +363,16 @@ class Needs:
     def samples_in_batches(self) -> bool:
         """Whether responses are sampled while the policy trains. Else they stand in the data, as ``prev`` made them."""
         return self.sampler not in ("dataset", "prev")
+
+    @property
+    def text_gaps(self) -> tuple[str, ...]:
+        """What of this the trainer cannot supply on language models yet; the exact games supply everything."""
+        gaps = {
+            f"the sampler '{self.sampler}'": self.sampler not in _TEXT_SAMPLERS,
+            f"the opponent '{self.opponent}'": self.opponent not in _TEXT_OPPONENTS,
+            **{f"log-probs of the policy '{spec.name}'": not isinstance(spec, _TEXT_ANCHORS) for spec in self.anchors},
+        }
+        return tuple(gap for gap, is_open in gaps.items() if is_open)
 
     @property
     def compares_responses(self) -> bool:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from alignment.errors import UserError
@@ -68,15 +68,22 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names) or "no columns"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name."""
-    close = close_names(name, list(known))
-    return f"; did you mean {close[0]!r}?" if close else "; choose one of them"
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error about an unknown name that has listed the known ones."""
+    close = close_name(name, known)
+    return "; choose one of them" if close is None else f"; did you mean {close!r}?"
 
 
-def close_names(name: str, known: Sequence[str]) -> list[str]:
+def nearest_or_all(name: str, known: Collection[str]) -> str:
+    """The same of one that has not: where nothing is near it lists them, unless they are many."""
+    close = close_name(name, known)
+    listed_all = f" (known: {', '.join(sorted(known))})" if len(known) <= 12 else ""
+    return listed_all if close is None else f"; did you mean {close!r}?"
+
+
+def close_name(name: str, known: Iterable[str]) -> str | None:
     """The known name that is spelt most like this one, if any is."""
-    return difflib.get_close_matches(name, known, n=1)
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,6 +56,13 @@ class TrainableWeights:
             for name, value in self.values.items():
                 value.lerp_(whole(parameters[name]).to(value), share)
 
+    def average_in(self, model: nn.Module, *, number: int, decay: float) -> None:
+        """Let the policy after iteration ``number`` enter an average over iterations, the start among them.
+
+        It is the plain mean of all policies at first, an exponential one later; with a decay of 1 the mean to the end.
+        """
+        self.move_towards(model, max(1.0 - decay, 1.0 / (number + 1)))
+
     def load(self, values: dict[str, Tensor]) -> None:
         """Take the values of a checkpoint."""
         assert values.keys() == self.values.keys(), "the values of another model"

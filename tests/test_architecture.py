@@ -16,7 +16,7 @@ PACKAGE = ROOT / "alignment"
 
 # A module imports only from its own layer or a lower one. A new module is added here, in the lowest layer that it fits.
 LAYERS = [
-    {"errors", "types", "seeds", "shapes", "functional", "telemetry", "values", "files"},
+    {"errors", "types", "seeds", "shapes", "functional", "telemetry", "values", "files", "progress"},
     {"methods", "games", "optim", "welfare", "cache"},
     {
         "tabular",

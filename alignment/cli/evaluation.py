@@ -10,7 +10,7 @@ import typer
 
 from alignment.cli.app import app
 from alignment.cli.arguments import AsJson, OverridesArgument, RecipeArgument
-from alignment.cli.printing import bars, open_console, print_notes, print_plain, progress_bar
+from alignment.cli.printing import bars, open_console, plain_table, print_notes, print_plain, progress_bar
 
 if TYPE_CHECKING:
     from alignment.comparisons import Report
@@ -59,17 +59,13 @@ def evaluate(recipe: RecipeArgument, overrides: OverridesArgument = None, as_jso
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
         show()
-        for note in found.notes:
-            typer.echo(f"note: {note}", err=True)
+        print_notes(found.notes)
     typer.echo(f"wrote {found.folder}", err=True)
 
 
 def _print_evaluation(found: "Evaluated") -> None:
-    from rich.table import Table
-
-    console = open_console()
     columns = ("policy", "opponent", "win rate", "discrete", "wins", "losses", "draws", "unparsable", "length", "lc")
-    table = Table(*columns, box=None, pad_edge=False)
+    table = plain_table(*columns)
     for cell in found.cells:
         lengths = f"{cell.length.mean:.0f} vs {cell.opponent_length.mean:.0f}"
         controlled = None if cell.length_controlled is None else cell.length_controlled["length_controlled_winrate"]
@@ -77,23 +73,21 @@ def _print_evaluation(found: "Evaluated") -> None:
         rates = (cell.win_rate.describe(100, 1), cell.discrete_win_rate.describe(100, 1))
         table.add_row(cell.policy, cell.opponent, *rates, *counts, lengths, _shown(controlled))
     if found.cells:
-        console.print(table, markup=False)
+        open_console().print(table)
     for pair in found.comparisons:
         typer.echo(
             f"{pair.first} - {pair.second} against {pair.opponent}: {pair.difference.describe(100, 1)} points, "
             f"p {_shown(pair.p_value)}"
         )
     for certificate in found.certificates:
-        console.print(certificate.sentence, soft_wrap=True, markup=False, highlight=False)
+        typer.echo(certificate.sentence)
 
 
 def _print_mt_bench(found: "MTBenchResult") -> None:
-    from rich.table import Table
-
     from alignment.report.mt_bench import grade_tables, win_tables
 
     for block in (*grade_tables(found.graded), *win_tables(found.compared)):
-        table = Table(*block.columns, box=None, pad_edge=False)
+        table = plain_table(*block.columns)
         for row in block.rows:
             table.add_row(*(f"{cell:.0f}" if isinstance(cell, float) else cell or "-" for cell in row))
         print_plain(table)
@@ -196,21 +190,17 @@ def score(
 
 
 def _print_scores(found: "Scored") -> None:
-    from rich.table import Table
-
-    console = open_console()
-    console.print(f"{found.kind}, {found.variant}\n", markup=False, highlight=False)
+    typer.echo(f"{found.kind}, {found.variant}\n")
     if found.summary:
         width = max(map(len, found.summary))
         for name, value in found.summary.items():
             typer.echo(f"{name:<{width}}  {_shown(value)}")
     if found.scores:
-        table = Table(*found.scores[0], box=None, pad_edge=False)
+        table = plain_table(*found.scores[0])
         for row in found.scores:
             table.add_row(*map(_shown, row.values()))
-        console.print(table, markup=False)
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+        open_console().print(table)
+    print_notes(found.notes)
 
 
 def _shown(value: Any) -> str:
@@ -253,15 +243,12 @@ def report(
 
 
 def _print_comparison(rows: "Sequence[ComparisonRow]") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from alignment.report.comparison import columns
 
     headings, cells = columns(rows)
-    table = Table(*headings, box=None, pad_edge=False)
+    table = plain_table(*headings)
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     open_console().print(table)
 
 
@@ -318,19 +305,16 @@ def diagnose(
 def _print_diagnosis(report: "Report") -> None:
     from alignment.comparisons import summary_lines
 
-    console = open_console()
-    console.print(report.sentence, soft_wrap=True, markup=False, highlight=False)
-    console.print()
+    typer.echo(report.sentence)
+    typer.echo()
     if report.ranks:
         _print_ranks(report.ranks)
     for line in summary_lines(report):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        typer.echo(line)
 
 
 def _print_ranks(ranks: "Sequence[Ranked]") -> None:
-    from rich.table import Table
-
-    table = Table("system", "mean win rate", "rank", "95 %", box=None, pad_edge=False)
+    table = plain_table("system", "mean win rate", "rank", "95 %")
     for item in sorted(ranks, key=lambda item: -item.score.mean):
         table.add_row(item.name, item.score.describe(), str(item.rank), f"{item.best} to {item.worst}")
     print_plain(table)
@@ -378,10 +362,8 @@ def crossplay(
 
 
 def _print_crossplay(result: "CrossPlay") -> None:
-    from rich.table import Table
-
     columns = ("policy", "mean win rate", "rank", "95 %", "Elo", "lottery", "exploitability")
-    table = Table(*columns, box=None, pad_edge=False)
+    table = plain_table(*columns)
     for item in sorted(result.tournament.standings, key=lambda item: -item.ranked.score.mean):
         table.add_row(
             item.name,
@@ -392,12 +374,11 @@ def _print_crossplay(result: "CrossPlay") -> None:
             f"{item.weight:.3f}",
             item.exploitability.describe(),
         )
-    matches = Table("match", "win rate", "p", "Holm", box=None, pad_edge=False)
+    matches = plain_table("match", "win rate", "p", "Holm")
     for match in result.tournament.matches:
         names = " against ".join(match.names)
         matches.add_row(names, match.win_rate.describe(), f"{match.p_value:.4f}", f"{match.adjusted:.4f}")
     print_plain(table)
     print_plain(matches)
-    console = open_console()
     for line in result.lines():
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        typer.echo(line)

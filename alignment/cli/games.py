@@ -8,7 +8,7 @@ import typer
 
 from alignment.cli.app import app
 from alignment.cli.arguments import AsJson, read_integer, split_list
-from alignment.cli.printing import bars, open_console, progress_bar
+from alignment.cli.printing import bars, open_console, plain_table, progress_bar
 
 if TYPE_CHECKING:
     from alignment.protocol import ProtocolResult
@@ -37,18 +37,15 @@ def methods(
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
-    from rich.table import Table
-
-    table = Table("method", "paper", "schedule", "needs", "solution", "status", box=None, pad_edge=False)
+    table = plain_table("method", "paper", "schedule", "needs", "solution", "status")
     table.columns[0].no_wrap = True
     for row in described:
         needs = f"{row['feedback']} | {', '.join(row['anchors']) or 'no anchor'} | {row['sampler']}"
         needs += "" if row["opponent"] == "none" else f" vs {row['opponent']}"
         paper = f"{row['title']} ({row['arxiv']})"
         table.add_row(row["name"], paper, row["schedule"], needs, row["solution"], row["status"])
-    console = open_console()
-    console.print(table, markup=False)
-    console.print("\nneeds: feedback | frozen log-probs | who samples vs whom. `--json` has the options.", markup=False)
+    open_console().print(table)
+    typer.echo("\nneeds: feedback | frozen log-probs | who samples vs whom. `--json` has the options.")
 
 
 def _describe_method(name: str) -> dict[str, Any]:
@@ -154,21 +151,19 @@ def game(
 
 
 def _print_gaps(result: "ProtocolResult") -> None:
-    from rich.table import Table
-
     console = open_console()
-    table = Table("method", "median gap", "max gap", "gradients", "seconds", box=None, pad_edge=False)
+    table = plain_table("method", "median gap", "max gap", "gradients", "seconds")
     for row in result.rows:
         gradients = f"{row.gradients_per_iteration * result.iterations:,}"
         table.add_row(row.method, f"{row.median:.2e}", f"{row.maximum:.2e}", gradients, f"{row.seconds:.1f}")
     console.print(table)
     header = f"tau {result.tau:g}, lr {result.lr:g}, {result.iterations:,} iterations, step a = {result.step:g}"
-    console.print(f"\n{header}; duality gap after the last iteration:", markup=False, highlight=False)
-    by_game = Table("game", "start", "OMD stable below", "", box=None, pad_edge=False)
+    typer.echo(f"\n{header}; duality gap after the last iteration:")
+    by_game = plain_table("game", "start", "OMD stable below", "")
     for row in result.rows:
         by_game.add_column(row.method)
     for index, threshold in enumerate(result.omd_threshold_X.tolist()):
         verdict = "stable" if result.step < threshold else "unstable"
         final = [f"{row.final_gap_X[index].item():.2e}" for row in result.rows]
         by_game.add_row(str(index), f"{result.start_gap_X[index].item():.2e}", f"a = {threshold:.3g}", verdict, *final)
-    console.print(by_game, markup=False)
+    console.print(by_game)

@@ -129,10 +129,11 @@ def export(
     Example: alignment export runs/quickstart/dpo models/dpo --dtype bfloat16
     """
     from alignment import export as command
+    from alignment.models import DTYPES
     from alignment.trained import find_model
 
-    if dtype is not None and dtype not in command.DTYPES:
-        raise UserError(f"--dtype: expected one of {', '.join(command.DTYPES)}, got '{dtype}'")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got '{dtype}'")
     model = find_model(run, checkpoint=checkpoint)
     with progress_bar() as progress:
         progress.add_task(f"export {model.name}", total=None)

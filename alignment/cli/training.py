@@ -9,10 +9,11 @@ import typer
 
 from alignment.cli.app import app
 from alignment.cli.arguments import AsJson, OverridesArgument, RecipeArgument
-from alignment.cli.printing import bars, open_console, print_notes, print_plain, progress_bar
+from alignment.cli.printing import bars, open_console, plain_table, print_notes, print_plain, progress_bar
 from alignment.errors import UserError
 
 if TYPE_CHECKING:
+    from alignment.config import Recipe
     from alignment.doctor import Examination
     from alignment.evaluation.ablations import Ablated
     from alignment.iterative import Stage
@@ -35,13 +36,10 @@ def train(
     if one_round:
         _run_stage(recipe, overrides, "train")
         return
-    from alignment.config import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    print_notes(loaded.notes)
+    checked = _load(recipe, overrides)
     from alignment import loop
 
-    loop.run(loaded.recipe)
+    loop.run(checked)
 
 
 @app.command()
@@ -75,23 +73,26 @@ def annotate(recipe: RecipeArgument, overrides: OverridesArgument = None) -> Non
     \b
     Example: alignment annotate recipes/dpo/tiny.yaml anchors.store=true
     """
-    from alignment.config import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    print_notes(loaded.notes)
+    checked = _load(recipe, overrides)
     from alignment import loop
 
-    loop.annotate(loaded.recipe)
+    loop.annotate(checked)
 
 
 def _run_stage(recipe: str, overrides: Sequence[str] | None, stage: "Stage") -> None:
+    checked = _load(recipe, overrides)
+    from alignment import loop
+
+    loop.run_stage(checked, stage)
+
+
+def _load(recipe: str, overrides: Sequence[str] | None) -> "Recipe":
+    """Before what runs it is imported, which takes seconds: a mistake is shown at once."""
     from alignment.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     print_notes(loaded.notes)
-    from alignment import loop
-
-    loop.run_stage(loaded.recipe, stage)
+    return loaded.recipe
 
 
 @app.command()
@@ -170,19 +171,15 @@ def ablate(
 
 
 def _print_ablation(found: "Ablated") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from alignment.report.ablation import comparisons_table, tuning_table, variants_table
 
     for headings, rows in (tuning_table(found), variants_table(found), comparisons_table(found)):
         if rows:
-            table = Table(*headings, box=None, pad_edge=False)
+            table = plain_table(*headings)
             for row in rows:
-                table.add_row(*map(Text, row))
+                table.add_row(*row)
             print_plain(table)
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+    print_notes(found.notes)
 
 
 @app.command()
@@ -203,13 +200,10 @@ def doctor(
     """
     import dataclasses
 
-    from alignment.config import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    print_notes(loaded.notes)
+    checked = _load(recipe, overrides)
     from alignment.doctor import examine
 
-    examination = examine(loaded.recipe, num_rows=rows)
+    examination = examine(checked, num_rows=rows)
     if as_json:
         typer.echo(json.dumps({"is_sound": examination.is_sound, **dataclasses.asdict(examination)}, indent=2))
     else:
@@ -236,7 +230,7 @@ def _print_examination(examination: "Examination") -> None:
         console.print(line, soft_wrap=True)
     if examination.boundaries:
         legend = "[id 'text' mark]; ‖ is where the prompt ends and the loss begins\n"
-        console.print(legend, markup=False, highlight=False)
+        typer.echo(legend)
     styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
     for finding in examination.findings:
         line = Text.assemble((f"{finding.verdict:<4}", styles[finding.verdict]), f"  {finding.check}: {finding.text}")
@@ -279,18 +273,16 @@ def plan(
     \b
     Example: alignment plan recipes/dpo/tiny.yaml --memory 80GB
     """
-    from alignment.config import load_recipe
     from alignment.config.launch import read_launch
 
-    loaded = load_recipe(recipe, overrides or ())
-    print_notes(loaded.notes)
+    checked = _load(recipe, overrides)
     device = None if memory is None else _read_memory(memory)
     if tflops is not None and not 0 < tflops < math.inf:
         raise UserError(f"--tflops: expected a number above 0, got {tflops:g}")
     from alignment import planning
 
     found = planning.plan(
-        loaded.recipe,
+        checked,
         read_launch(accelerate, processes),
         config_of=config_of,
         rows=rows,
@@ -319,8 +311,6 @@ def _read_memory(text: str) -> int:
 
 
 def _print_plan(found: "Plan", memory: int | None, tflops: float | None) -> None:
-    from rich.table import Table
-
     unit, scale = ("GB", 1e9) if found.peak >= 1e9 else ("MB", 1e6)
 
     def size(count: float) -> str:
@@ -328,7 +318,7 @@ def _print_plan(found: "Plan", memory: int | None, tflops: float | None) -> None
 
     typer.echo(f"{found.model}: {found.parameters:,} parameters, {found.trained:,} trained; {found.launch.describe()}")
     samples = any(line.sampling for line in found.lines)
-    table = Table(f"\n{unit} of a device", "\ntraining", *(["\nsampling"] if samples else []), box=None, pad_edge=False)
+    table = plain_table(f"\n{unit} of a device", "\ntraining", *(["\nsampling"] if samples else []))
     table.add_column("")
     for line in (*found.lines, found.total):
         sizes = (line.training, line.sampling) if samples else (line.training,)
@@ -337,12 +327,11 @@ def _print_plan(found: "Plan", memory: int | None, tflops: float | None) -> None
     if memory is not None:
         verdict = "it fits" if found.peak <= memory else "it does not fit"
         typer.echo(f"{verdict}: {size(found.peak)} of {size(memory)} {unit}, without what CUDA itself takes")
-    table = Table("\nof the whole run", "", box=None, pad_edge=False)
+    table = plain_table("\nof the whole run", "")
     for name, text in _sums(found, tflops):
         table.add_row(name, text)
     print_plain(table)
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
+    print_notes(found.notes)
 
 
 def _sums(found: "Plan", tflops: float | None) -> Iterator[tuple[str, str]]:

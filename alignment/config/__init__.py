@@ -5,11 +5,10 @@
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.config.compose import Override, check_command, compose, recipes_folder, shipped_recipes
+from alignment.config.compose import Loaded, Override, compose, recipes_folder, shipped_recipes
 from alignment.config.data import DataSource, DataSpec, RowsSpec
 from alignment.config.needs import card_needs, card_solution, text_gap, unmet_needs
 from alignment.config.schema import (
@@ -55,12 +54,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedRecipe:
-    """A checked recipe, and what the user should know about how it came about, one line each."""
-
-    recipe: Recipe
-    notes: tuple[str, ...]
+LoadedRecipe = Loaded[Recipe]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedRecipe:
@@ -73,9 +67,8 @@ def load_recipe(path: str | Path, overrides: Sequence[Override] = ()) -> LoadedR
     Raises:
         UserError: with one line for each mistake, unmet needs of the method first.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "train")
-    return LoadedRecipe(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
+    composed = compose(path, overrides, command="train")
+    return Loaded(recipe=validate_recipe(composed.tree, composed.problems), notes=composed.notes)
 
 
 _LAZY = {

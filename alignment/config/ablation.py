@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from alignment.budgets import planned_verdicts
 from alignment.config import Recipe, load_recipe
 from alignment.config.block import Block
-from alignment.config.compose import Override, check_command, compose, find_recipe
+from alignment.config.compose import Override, compose, find_recipe
 from alignment.config.launch import find_launcher
 from alignment.config.parsing import dump_yaml, read_mapping
-from alignment.config.problems import describe_problems
+from alignment.config.problems import check_block
 from alignment.config.schema import schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.evaluation.ablations import is_off
@@ -218,18 +218,11 @@ def load_ablation(path: str | Path, overrides: Sequence[Override] = ()) -> Loade
         UserError: for mistakes in it, for a cell whose recipe does not resolve, for two settings that are the same, and
             where cells differ in what they would ask of their oracle or in how they are measured.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "ablate")
+    composed = compose(path, overrides, command="ablate")
     tree = without_nulls(composed.tree)
-    problems = dict(composed.problems)
-    recipe = None
-    try:
-        recipe = AblationRecipe.model_validate(tree)
-    except ValidationError as error:
-        found = describe_problems(error, tree, known=tuple(schema_keys(AblationRecipe)))
-        problems |= {key: line for key, line in found.items() if key not in problems}
-    if problems or recipe is None:
-        raise UserError("\n".join(problems.values()))
+    recipe, problems = check_block(AblationRecipe, tree, tuple(schema_keys(AblationRecipe)))
+    composed.raise_problems(problems)
+    assert recipe is not None
     place = find_recipe(path)[0].parent
     notes = list(composed.notes)
     launcher = None if recipe.launcher is None else find_launcher(_beside(recipe.launcher, place))

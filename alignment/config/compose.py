@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, cast
 
 from alignment.config.parsing import PlainText, parse_scalar, parse_text, read_mapping
 from alignment.errors import UserError
@@ -17,6 +18,7 @@ from alignment.methods import load_card
 Tree = dict[str, Any]
 # ``key.sub=value`` with the value as YAML, or the dotted key and the value itself.
 Override = str | tuple[str, Any]
+Checked = TypeVar("Checked")
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -34,6 +36,27 @@ class Composed:
     tree: Tree
     notes: tuple[str, ...]
     problems: Mapping[str, str]
+
+    def raise_problems(self, found: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Raise what is wrong, all at once: the variables that are not set, then what else was ``found``.
+
+        Args:
+            found: dotted key -> one line; left out where the key's variable is not set.
+
+        Raises:
+            UserError: with one line for each mistake, if there is any.
+        """
+        lines = [*self.problems.values(), *(line for key, line in found.items() if key not in self.problems)]
+        if lines:
+            raise UserError("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Generic[Checked]):
+    """A checked recipe, and what the user should know about how it came about, one line each."""
+
+    recipe: Checked
+    notes: tuple[str, ...]
 
 
 # Folders beside those of the methods: launcher configurations, and blocks that recipes share.
@@ -56,15 +79,23 @@ def shipped_recipes() -> tuple[Path, ...]:
     return tuple(sorted(path for path in paths if path.parts[0] not in _NO_RECIPES))
 
 
-def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
+def compose(path: str | Path, overrides: Sequence[Override], *, command: str | None = None) -> Composed:
     """Read a recipe, everything that it extends, and the overrides ``key.sub=value``.
 
+    Args:
+        path: a file, or the name of a shipped recipe.
+        overrides: as :func:`apply_overrides` takes them.
+        command: whose recipe it must be; what its keys have in common with those of another one says little.
+
     Raises:
-        UserError: for a file that is missing or is not YAML, a cycle of ``extends``, or a malformed override.
+        UserError: for a file that is missing or is not YAML, a cycle of ``extends``, a malformed override, or the
+            recipe of another command.
     """
     found, notes = find_recipe(path)
     tree, extended_notes = _read_extended(found, ())
     tree, override_notes = apply_overrides(tree, overrides)
+    if command is not None:
+        _check_command(tree.keys(), path, command)
     problems: dict[str, str] = {}
     tree = {key: _expand(value, key, problems) for key, value in tree.items()}
     # Their keys are not the schema's, which leaves out the nulls of all other blocks.
@@ -72,13 +103,8 @@ def compose(path: str | Path, overrides: Sequence[Override]) -> Composed:
     return Composed(tree=tree, notes=(*notes, *extended_notes, *override_notes), problems=problems)
 
 
-def check_command(composed: Composed, path: str | Path, command: str) -> None:
-    """Refuse a recipe that is another command's: what its keys have in common with this one's says little.
-
-    Raises:
-        UserError: naming the commands that it may belong to.
-    """
-    meant = _commands_of(composed.tree.keys())
+def _check_command(keys: Collection[str], path: str | Path, command: str) -> None:
+    meant = _commands_of(keys)
     if meant and command not in meant:
         said = " or ".join(f"`alignment {name}`" for name in meant)
         raise UserError(f"{path}: expected a recipe of `alignment {command}`, found one of {said}")

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import check_command, compose
+from alignment.config.compose import Loaded, compose
 from alignment.config.parsing import dump_yaml
-from alignment.config.problems import describe_problems
+from alignment.config.problems import check_block
 from alignment.config.schema import AnsweringSpec, schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.generation.options import ServerOptions
@@ -325,32 +324,18 @@ class MTBenchRecipe(AnsweringRecipe):
         return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedEvaluation:
-    """A checked recipe, and what the user should know about how it came about, one line each."""
-
-    recipe: EvaluationRecipe | MTBenchRecipe
-    notes: tuple[str, ...]
-
-
-def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedEvaluation:
+def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[EvaluationRecipe | MTBenchRecipe]:
     """Read a recipe of ``alignment evaluate``; as :func:`alignment.config.load_recipe`.
 
     Raises:
         UserError: with one line for each mistake.
     """
-    composed = compose(path, overrides)
-    check_command(composed, path, "evaluate")
+    composed = compose(path, overrides, command="evaluate")
     tree = without_nulls(composed.tree)
-    problems = dict(composed.problems)
     prompts = tree.get("prompts")
-    kind = MTBenchRecipe if isinstance(prompts, dict) and prompts.get("set") == "mt_bench" else EvaluationRecipe
-    recipe = None
-    try:
-        recipe = kind.model_validate(tree)
-    except ValidationError as error:
-        found = describe_problems(error, tree, known=tuple(schema_keys(kind)))
-        problems |= {key: line for key, line in found.items() if key not in problems}
+    is_mt_bench = isinstance(prompts, dict) and prompts.get("set") == "mt_bench"
+    kind: type[EvaluationRecipe | MTBenchRecipe] = MTBenchRecipe if is_mt_bench else EvaluationRecipe
+    recipe, problems = check_block(kind, tree, tuple(schema_keys(kind)))
     if isinstance(tree.get("oracle"), dict):
         try:
             check_oracle(tree["oracle"])
@@ -358,6 +343,6 @@ def load_evaluation_recipe(path: str | Path, overrides: Sequence[str] = ()) -> L
             problems.setdefault("oracle", str(error))
     if isinstance(recipe, MTBenchRecipe):
         recipe.judge.check()
-    if problems or recipe is None:
-        raise UserError("\n".join(problems.values()))
-    return LoadedEvaluation(recipe=recipe, notes=composed.notes)
+    composed.raise_problems(problems)
+    assert recipe is not None
+    return Loaded(recipe=recipe, notes=composed.notes)

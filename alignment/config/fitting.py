@@ -4,20 +4,18 @@ They share the blocks of a training recipe where those apply; ``training`` holds
 defaults, whatever the defaults of TRL are.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from alignment.config.block import Block
-from alignment.config.compose import check_command, compose
+from alignment.config.compose import Loaded, compose
 from alignment.config.data import DataSource, RowsSpec, Sources, plain_data
 from alignment.config.parsing import dump_yaml
-from alignment.config.problems import describe_problems
+from alignment.config.problems import check_block
 from alignment.config.schema import ModelSpec, schema_keys, without_nulls
-from alignment.errors import UserError
 
 # What a mixture cannot do, because it trains several models several times: field -> what it may still be.
 _NOT_IN_A_MIXTURE = {
@@ -142,15 +140,7 @@ class RewardRecipe(_FitRecipe):
 FitRecipe = TypeVar("FitRecipe", bound=_FitRecipe)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedFit(Generic[FitRecipe]):
-    """A checked recipe, and what the user should know about how it came about, one line each."""
-
-    recipe: FitRecipe
-    notes: tuple[str, ...]
-
-
-def load_sft_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedFit[SFTRecipe]:
+def load_sft_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[SFTRecipe]:
     """Read a recipe of ``alignment sft``; as :func:`alignment.config.load_recipe`.
 
     Raises:
@@ -159,7 +149,7 @@ def load_sft_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedFi
     return _load(SFTRecipe, "sft", path, overrides)
 
 
-def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedFit[RewardRecipe]:
+def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded[RewardRecipe]:
     """Read a recipe of ``alignment reward``; as :func:`alignment.config.load_recipe`.
 
     Raises:
@@ -168,27 +158,15 @@ def load_reward_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loade
     return _load(RewardRecipe, "reward", path, overrides)
 
 
-def _load(kind: type[FitRecipe], command: str, path: str | Path, overrides: Sequence[str]) -> LoadedFit[FitRecipe]:
+def _load(kind: type[FitRecipe], command: str, path: str | Path, overrides: Sequence[str]) -> Loaded[FitRecipe]:
     from alignment.config.training import training_keys, training_problems
 
-    composed = compose(path, overrides)
-    check_command(composed, path, command)
+    composed = compose(path, overrides, command=command)
     tree = without_nulls(composed.tree)
     known = (*schema_keys(kind), *training_keys())
-    recipe, problems = _check(kind, tree, known)
+    recipe, problems = check_block(kind, tree, known)
     if isinstance(tree.get("training"), dict):
         problems |= training_problems(tree["training"], known)
-    lines = [*composed.problems.values()]
-    lines += [line for key, line in problems.items() if key not in composed.problems]
-    if lines or recipe is None:
-        raise UserError("\n".join(lines))
-    return LoadedFit(recipe=recipe, notes=composed.notes)
-
-
-def _check(
-    kind: type[FitRecipe], tree: Mapping[str, Any], known: Collection[str]
-) -> tuple[FitRecipe | None, dict[str, str]]:
-    try:
-        return kind.model_validate(tree), {}
-    except ValidationError as error:
-        return None, describe_problems(error, tree, known=known)
+    composed.raise_problems(problems)
+    assert recipe is not None
+    return Loaded(recipe=recipe, notes=composed.notes)

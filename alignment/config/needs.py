@@ -6,30 +6,19 @@ from alignment.config.schema import Recipe
 from alignment.generation import engine_refusal
 from alignment.methods import build_method, load_card
 from alignment.methods._card import example_options
-from alignment.types import Behaviour, Ema, Frozen, Method, Needs, Past, Player, Previous, Solution
-
-# What the trainer can supply on language models in this release; the exact games supply everything.
-_TEXT_SAMPLERS = ("dataset", "prev", "policy", "mixture")
-_TEXT_OPPONENTS = ("none", "group", "fresh", "target", "ref", "mixture")
-_TEXT_ANCHORS = (Frozen, Ema, Behaviour, Previous, Past, Player)
+from alignment.types import Behaviour, Method, Needs, Player, Solution
 
 _ORDER = ("offline", "iterative", "online")
 
 
 def text_gap(needs: Needs) -> str | None:
-    """What a method needs that language models cannot be given yet, or ``None``.
+    """What a method needs, first of all, that language models cannot be given yet, or ``None``.
 
     Example:
         >>> text_gap(Needs(feedback="wins", sampler="target", schedule="online"))
         "the sampler 'target'"
     """
-    anchors = [spec.name for spec in needs.anchors if not isinstance(spec, _TEXT_ANCHORS)]
-    gaps = {
-        f"the sampler '{needs.sampler}'": needs.sampler not in _TEXT_SAMPLERS,
-        f"the opponent '{needs.opponent}'": needs.opponent not in _TEXT_OPPONENTS,
-        f"log-probs of the policy '{''.join(anchors[:1])}'": bool(anchors),
-    }
-    return next((gap for gap, is_open in gaps.items() if is_open), None)
+    return next(iter(needs.text_gaps), None)
 
 
 def card_needs(name: str) -> Needs:

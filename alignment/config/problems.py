@@ -3,10 +3,12 @@
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 _EXPECTED = {
     "string_type": "text",
@@ -41,21 +43,25 @@ _CALLED = {
 }
 
 
-def describe_problems(
-    error: ValidationError, tree: Any, *, prefix: str = "", known: Collection[str] = ()
-) -> dict[str, str]:
-    """The errors of a pydantic validation of ``tree``: dotted key -> one line.
+def check_block(kind: type[Spec], tree: Any, known: Collection[str]) -> tuple[Spec | None, dict[str, str]]:
+    """The block that ``tree`` describes, or ``None`` and what is wrong with it: dotted key -> one line.
 
     Args:
-        error: what pydantic raised.
-        tree: what was validated.
-        prefix: the dotted path of ``tree`` in the recipe, with a dot at the end.
+        kind: of the block.
+        tree: its keys and values.
         known: dotted paths of all keys, for the nearest match of an unknown one.
     """
+    try:
+        return kind.model_validate(tree), {}
+    except ValidationError as error:
+        return None, _describe(error, tree, known)
+
+
+def _describe(error: ValidationError, tree: Any, known: Collection[str]) -> dict[str, str]:
     expected: dict[str, list[str]] = {}
     lines: dict[str, str] = {}
     for details in error.errors():
-        key = prefix + ".".join(str(part) for part in problem_path(details, tree))
+        key = ".".join(str(part) for part in problem_path(details, tree))
         kind = details["type"]
         if kind == "extra_forbidden":
             lines[key] = unknown_key(key, known)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, Field, model_validator
 
 from alignment.config.block import Block
+from alignment.config.compose import take_back
 from alignment.config.data import DataSpec, plain_data
 from alignment.config.parsing import dump_yaml
 from alignment.generation.options import PolicyServerOptions, VLLMOptions
@@ -405,13 +406,7 @@ _NULLABLE = (
 def without_nulls(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The tree without keys whose value is null; ``method`` and ``oracle`` keep theirs."""
     kept = {key: value for key, value in tree.items() if value is not None}
-    return {key: _drop_nulls(value) if key in _NULLABLE else value for key, value in kept.items()}
-
-
-def _drop_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
-    return value
+    return {key: take_back(value) if key in _NULLABLE else value for key, value in kept.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from alignment.config.needs import card_needs, unmet_needs
-from alignment.config.problems import describe_problems, problem_path, unknown_key
+from alignment.config.problems import check_block, problem_path, unknown_key
 from alignment.config.schema import Recipe, schema_keys, without_nulls
 from alignment.errors import UserError
 from alignment.methods import build_method, load_card
@@ -31,8 +31,8 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
 
     tree = without_nulls(tree)
     known = (*schema_keys(), *_option_keys(tree), *training_keys())
-    recipe, problems = _check_schema(tree, known)
-    problems |= _check_method(tree, known)
+    recipe, problems = check_block(Recipe, tree, known)
+    problems |= _check_method(tree)
     if isinstance(tree.get("training"), dict):
         problems |= training_problems(tree["training"], known)
     for key, spec in _oracles(tree).items():
@@ -50,14 +50,7 @@ def validate_recipe(tree: Mapping[str, Any], unset: Mapping[str, str]) -> Recipe
     return recipe
 
 
-def _check_schema(tree: Mapping[str, Any], known: Collection[str]) -> tuple[Recipe | None, Problems]:
-    try:
-        return Recipe.model_validate(tree), {}
-    except ValidationError as error:
-        return None, describe_problems(error, tree, known=known)
-
-
-def _check_method(tree: Mapping[str, Any], known: Collection[str]) -> Problems:
+def _check_method(tree: Mapping[str, Any]) -> Problems:
     spec = tree.get("method")
     if not isinstance(spec, dict):
         return {}

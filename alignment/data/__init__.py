@@ -14,7 +14,6 @@ from alignment.data.tokens import (
     encode_row,
     encode_rows,
     merged_boundaries,
-    show_boundary,
     stop_token_ids,
 )
 from alignment.data.unpaired import unpair_rows, with_mismatched
@@ -47,7 +46,6 @@ __all__ = [
     "rank_scores",
     "read_battles",
     "read_rows",
-    "show_boundary",
     "split_rows",
     "stop_token_ids",
     "tokenizer_fingerprint",

@@ -26,7 +26,6 @@ from alignment.errors import UserError
 # Letters only, so that no template's trimming or escaping changes it.
 _PROBE_REPLY = "probereply"
 _PROBE_PROMPT = (Turn("user", "probe"),)
-_SHOWN_TOKENS = 24
 # Bounds the memory of texts and ids on their way; the tokenizer is as fast at this size as at any larger one.
 _CHUNK_ROWS = 1024
 
@@ -187,17 +186,6 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     if not ends:
         raise UserError(f"{_no_eos(tokenizer)}")
     return tuple(dict.fromkeys(ends))
-
-
-def show_boundary(encoded: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The end of the prompt, a bar, and each completion, with all special tokens: for the eye, before training.
-
-    Returns:
-        One line for each completion.
-    """
-    prompt = _decode(tokenizer, encoded.prompt_ids[-_SHOWN_TOKENS:])
-    texts = [_decode(tokenizer, ids) for ids in encoded.completion_ids]
-    return "\n".join(f"{prompt!r} | {text!r}" for text in texts or [""])
 
 
 # Templates

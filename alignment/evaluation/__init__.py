@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignment.evaluation.win_rate import Met, ReferenceMatch, WinRate, interval
+    from alignment.evaluation.win_rate import Met, ReferenceMatch, interval
 
 # Not the function win_rate: the package already has a module of this name.
-__all__ = ["Met", "ReferenceMatch", "WinRate", "interval"]
+__all__ = ["Met", "ReferenceMatch", "interval"]
 
 
 def __getattr__(name: str) -> Any:

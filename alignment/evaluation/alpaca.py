@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import mean_interval
+from alignment.evaluation.intervals import Array, mean_interval
 from alignment.evaluation.published import Record, check_distinct, read_records
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ Sources: 2406.11939 and the code of arena-hard-auto.
 Shape letters: ``N`` battles, ``P`` prompts, ``M`` models, ``F`` style features, ``S`` bootstrap samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,9 +28,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from alignment.errors import UserError
-from alignment.evaluation.intervals import mean_interval, numbered
+from alignment.evaluation.intervals import Array, mean_interval, numbered
+from alignment.progress import Progress, tracked
 
-Array = NDArray[np.float64]
 Version = Literal["v0.1", "v2.0"]
 Unit = Literal["prompt", "battle"]
 
@@ -147,7 +147,7 @@ def style_controlled(
     unit: Unit,
     num_samples: int,
     seed: int,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> StyleControlled:
     """Scores of all models of a category from one logistic regression on models and style, refitted in a bootstrap.
 
@@ -196,10 +196,9 @@ def style_controlled(
     rates_M, effects_F = fit(count_N)
     unit_N = numbered([battle.prompt for _, battle in rows] if unit == "prompt" else range(len(rows)))
     rates_SM = np.empty((num_samples, len(fitted)))
-    for done, drawn_U in enumerate(_draws(np.random.default_rng(seed), unit_N.max() + 1, num_samples)):
-        progress("bootstrap", done, num_samples)
+    draws = _draws(np.random.default_rng(seed), unit_N.max() + 1, num_samples)
+    for done, drawn_U in zip(tracked(range(num_samples), "bootstrap", progress), draws, strict=True):
         rates_SM[done] = fit(count_N * drawn_U[unit_N])[0]
-    progress("bootstrap", num_samples, num_samples)
     found = {
         contest.model: _score(contest, float(rate), rates_S[~np.isnan(rates_S)], version)
         for contest, rate, rates_S in zip(fitted, rates_M, rates_SM.T, strict=True)

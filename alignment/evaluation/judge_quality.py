@@ -9,7 +9,7 @@ Shape letters: ``N`` pairs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +114,10 @@ def judge_quality(
     )
 
 
-def cohens_kappa(first_N: NDArray[np.int64], second_N: NDArray[np.int64]) -> float | None:
+def cohens_kappa(first_N: NDArray[Any], second_N: NDArray[Any]) -> float | None:
     """Agreement beyond chance: ``(agreement - chance) / (1 - chance)``; ``None`` where chance is 1.
+
+    Cohen, Educational and Psychological Measurement 20 (1960).
 
     Example:
         >>> cohens_kappa(np.array([1, 1, 2, 2]), np.array([1, 1, 2, 1]))

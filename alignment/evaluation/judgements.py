@@ -4,6 +4,7 @@ Shape letters: ``N`` judgements. NumPy float64.
 """
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from alignment.errors import UserError
 from alignment.evaluation.intervals import LEVEL, Array, Estimate, ends, mean_interval, numbered, padded
+from alignment.evaluation.judge_quality import cohens_kappa
 from alignment.evaluation.win_matrix import WinMatrix, judged_matrix
 
 
@@ -177,7 +179,7 @@ def longer_rate(judgements: Sequence[Judgement]) -> Estimate | None:
 def agreements(judgements: Sequence[Judgement]) -> tuple[Agreement, ...]:
     """How far every two annotators agree on the pairs that both judged; those without such pairs are left out.
 
-    Cohen, Educational and Psychological Measurement 20 (1960), over the verdicts win, tie, loss.
+    The verdicts are win, tie and loss.
 
     Raises:
         UserError: if an annotator judged a pair twice.
@@ -198,12 +200,16 @@ def agreements(judgements: Sequence[Judgement]) -> tuple[Agreement, ...]:
     for ours, theirs in itertools.combinations(verdicts, 2):
         shared = [key for key in verdicts[ours] if key in verdicts[theirs]]
         if shared:
-            both = [(verdicts[ours][key], verdicts[theirs][key]) for key in shared]
-            share = float(np.mean([a == b for a, b in both]))
-            rates = [Counter(verdict) for verdict in zip(*both, strict=True)]
-            chance = sum(rates[0][verdict] * rates[1][verdict] for verdict in (-1.0, 0.0, 1.0)) / len(both) ** 2
-            kappa = (share - chance) / (1.0 - chance) if chance < 1.0 else float("nan")
-            found.append(Agreement(annotators=(ours, theirs), num_pairs=len(both), share=share, kappa=kappa))
+            ours_N, theirs_N = (np.array([verdicts[name][key] for key in shared]) for name in (ours, theirs))
+            share, kappa = float((ours_N == theirs_N).mean()), cohens_kappa(ours_N, theirs_N)
+            found.append(
+                Agreement(
+                    annotators=(ours, theirs),
+                    num_pairs=len(shared),
+                    share=share,
+                    kappa=math.nan if kappa is None else kappa,
+                )
+            )
     return tuple(found)
 
 

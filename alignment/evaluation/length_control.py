@@ -16,7 +16,6 @@ features (t, gamma, theta's constant), ``I`` instructions of the set, ``S`` boot
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,10 +27,10 @@ from scipy.special import expit
 
 from alignment.errors import UserError
 from alignment.evaluation.alpaca import Judgements
+from alignment.evaluation.intervals import Array
 from alignment.evaluation.published import Record, check_distinct, read_records
+from alignment.progress import Progress, tracked
 from alignment.values import nearest
-
-Array = NDArray[np.float64]
 
 GRID = tuple(float(c) for c in np.logspace(-4, 4, 10))
 """Values of C that the cross-validation chooses from."""
@@ -212,9 +211,7 @@ def fit_weights(sample: Sample, regularizer: Regularizer | None, *, c: float) ->
     return Weights(length=length, difficulty=difficulty, model=model)
 
 
-def choose_c(
-    sample: Sample, regularizer: Regularizer | None, *, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> float:
+def choose_c(sample: Sample, regularizer: Regularizer | None, *, progress: Progress = lambda *_: None) -> float:
     """The C of :data:`GRID` with the smallest mean log-loss in a 5-fold cross-validation.
 
     Args:
@@ -230,15 +227,13 @@ def choose_c(
         raise UserError(f"expected {NUM_FOLDS} verdicts at least to cross-validate, found {len(wins_M)}; give --c")
     fold_M = np.arange(len(wins_M)) % NUM_FOLDS
     losses = []
-    for done, c in enumerate(GRID):
-        progress("cross-validation", done, len(GRID))
+    for c in tracked(GRID, "cross-validation", progress):
         losses.append(0.0)
         for fold in range(NUM_FOLDS):
             is_out_M = fold_M == fold
             fitted_F = fit_l1(features_MF[~is_out_M], wins_M[~is_out_M], weight_M[~is_out_M], c=c)
             logits_M = features_MF[is_out_M] @ fitted_F
             losses[-1] += float((weight_M[is_out_M] * (np.logaddexp(0, logits_M) - wins_M[is_out_M] * logits_M)).mean())
-    progress("cross-validation", len(GRID), len(GRID))
     return GRID[int(np.argmin(losses))]
 
 
@@ -273,7 +268,7 @@ def bootstrap_error(
     c: float,
     num_samples: int,
     seed: int,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> BootstrapError:
     """The spread of the length-controlled win rate over samples of the instructions, each fitted anew.
 
@@ -294,11 +289,9 @@ def bootstrap_error(
         return BootstrapError(lc_se_bootstrap=None, lc_low=None, lc_high=None, bootstrap=num_samples)
     generator = np.random.default_rng(seed)
     count, rates_S = len(sample.wins_N), np.empty(num_samples)
-    for done in range(num_samples):
-        progress("bootstrap", done, num_samples)
+    for done in tracked(range(num_samples), "bootstrap", progress):
         drawn = sample.take(generator.integers(count, size=count))
         rates_S[done] = 100.0 * controlled_wins(fit_weights(drawn, regularizer, c=c), drawn.difficulty_N).mean()
-    progress("bootstrap", num_samples, num_samples)
     low, high = np.percentile(rates_S, [2.5, 97.5]).tolist()
     return BootstrapError(lc_se_bootstrap=float(rates_S.std(ddof=1)), lc_low=low, lc_high=high, bootstrap=num_samples)
 

@@ -3,14 +3,14 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import alignment
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.values import differences
 
 MANIFEST = "manifest.json"
@@ -65,7 +65,6 @@ def freeze_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
                 "or give another output_dir: their numbers cannot stand side by side"
             )
         now = {**there, **now}
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
 
 
@@ -90,22 +89,6 @@ def versions(*packages: str) -> dict[str, str]:
     return ours | {
         name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", *packages)
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file whole: a process that is killed leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of objects, a line each, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _short(value: Any) -> str:

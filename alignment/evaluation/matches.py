@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignment.evaluation.intervals import (
+    Array,
     Difference,
     Estimate,
     group_intervals,
@@ -25,7 +25,6 @@ from alignment.evaluation.intervals import (
     simultaneous_intervals,
 )
 
-Array = NDArray[np.float64]
 Answers = Sequence[Sequence[str]]
 """Of each prompt, G of them."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignment.errors import UserError
 from alignment.files import SUFFIXES, read_file
-from alignment.values import Cell, JsonObject, JsonValue, close_names, kind, listed, read_number
+from alignment.values import Cell, JsonObject, JsonValue, close_name, kind, listed, read_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Record:
             UserError: if there is no such column; the message names the one that is spelt most like it.
         """
         if name not in self.values:
-            close = close_names(name, list(self.values))
-            advice = f"did you mean {close[0]!r}?" if close else "rename the column, or give another file or kind"
+            close = close_name(name, self.values)
+            advice = f"did you mean {close!r}?" if close else "rename the column, or give another file or kind"
             raise UserError(f"{self.source}: expected a column {name!r}, found {listed(self.values)}; {advice}")
         return self.values[name]
 

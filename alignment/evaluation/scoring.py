@@ -13,9 +13,8 @@ from alignment.evaluation.alpaca import Judgements, alpaca_score, read_instructi
 from alignment.evaluation.judge_quality import SET_COLUMNS, read_verdicts
 from alignment.evaluation.published import read_records
 from alignment.evaluation.reward_accuracy import pair_accuracies, read_pair_scores, section_scores
+from alignment.progress import Progress
 from alignment.values import nearest
-
-Progress = Callable[[str, int, int], None]
 
 _ARENA_SAMPLES = 1_000
 # With style control every sample is a regression.

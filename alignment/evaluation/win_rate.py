@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from alignment.data import EncodedRow, collate, prompt_text
 from alignment.errors import UserError
-from alignment.evaluation.intervals import LEVEL, ends
+from alignment.evaluation.intervals import LEVEL, Estimate, ends
 from alignment.oracles import PanelOracle, ask, preference_matrix
 from alignment.policies import CausalLMPolicy
 from alignment.rounds import answered_chunks
@@ -30,24 +30,7 @@ from alignment.types import Oracle
 _TAKEN = ("low", "high", "worst")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WinRate:
-    """How often a policy's answer beats the reference's.
-
-    Attributes:
-        mean: over prompts, in [0, 1].
-        low: lower end of the 95 % interval, in [0, 1].
-        high: its upper end.
-        num_prompts: how many.
-    """
-
-    mean: float
-    low: float
-    high: float
-    num_prompts: int
-
-
-def win_rate(wins_P: Tensor) -> WinRate:
+def win_rate(wins_P: Tensor) -> Estimate:
     """The mean over prompts with its interval; see :func:`interval`.
 
     Args:
@@ -55,10 +38,10 @@ def win_rate(wins_P: Tensor) -> WinRate:
 
     Example:
         >>> win_rate(torch.tensor([1.0, 1.0, 1.0, 0.0]))
-        WinRate(mean=0.75, low=0.162..., high=0.978..., num_prompts=4)
+        Estimate(mean=0.75, low=0.162..., high=0.978..., num_prompts=4)
     """
     low, high = interval(wins_P)
-    return WinRate(mean=float(wins_P.double().mean()), low=float(low), high=float(high), num_prompts=len(wins_P))
+    return Estimate(mean=float(wins_P.double().mean()), low=float(low), high=float(high), num_prompts=len(wins_P))
 
 
 def interval(wins_NP: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,5 +265,5 @@ def _distinct_prompts(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
     return list(distinct.values())
 
 
-def _named(name: str, rate: WinRate) -> dict[str, float]:
+def _named(name: str, rate: Estimate) -> dict[str, float]:
     return {name: rate.mean, f"{name}_low": rate.low, f"{name}_high": rate.high}

@@ -3,7 +3,6 @@
 Beside the groups' models, one for everybody is trained as long. Held-out rows decide between the two; all are saved.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from transformers import TrainerCallback
 from alignment.config.fitting import RewardRecipe
 from alignment.data import prompt_text
 from alignment.errors import UserError
-from alignment.fitting.setup import FitResult
-from alignment.folders import RunFiles
+from alignment.files import write_json
+from alignment.folders import RunFiles, RunResult
 from alignment.rewards import Mixture, Separation, agreement, compare_held_out, fit_mixture, fit_single
 from alignment.rewards.pairs import TextPair
 from alignment.rewards.separation import accuracy
@@ -30,7 +29,7 @@ def run_mixture(
     train_pairs: Sequence[TextPair],
     eval_pairs: Sequence[TextPair],
     console: Console,
-) -> FitResult:
+) -> RunResult:
     """Find the groups, train the models, compare them on held-out rows.
 
     Args:
@@ -59,7 +58,7 @@ def run_mixture(
 
     def report(start: int, iteration: int, log_likelihood: float) -> None:
         line = f"start {start}, iteration {iteration}: log-likelihood {log_likelihood:.2f} nats"
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
     single = make(RunFiles(folder, recipe.to_yaml()))
     start_accuracy = accuracy(single.margins(eval_pairs))
@@ -87,8 +86,8 @@ def run_mixture(
     before = dict.fromkeys(after, start_accuracy)
     _write(folder, mixture, verdict, known, use, before, after)
     _print(mixture, verdict, known, annotators, use, console)
-    console.print(f"models: {models}", markup=False, highlight=False)
-    return FitResult(folder=folder, model_folder=models, before=before, after=after)
+    console.print(f"models: {models}")
+    return RunResult(folder=folder, model_folder=models, before=before, after=after)
 
 
 def _annotators(pairs: Sequence[TextPair]) -> list[str]:
@@ -143,7 +142,7 @@ def _write(
         "gains": dict(verdict.gains),
         **({"agreement": agreement(mixture.assignment, known)} if known else {}),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def _print(
@@ -159,7 +158,7 @@ def _print(
         members = mixture.members(group)
         who = ", ".join(members[:_SHOWN_ANNOTATORS]) + (", ..." if size > _SHOWN_ANNOTATORS else "")
         table.add_row(f"group_{group}", str(size), str(sum(name in members for name in annotators)), who)
-    console.print(table, markup=False)
+    console.print(table)
     end = (
         "the assignment settled" if mixture.is_converged else "the iterations were spent before the assignment settled"
     )
@@ -170,4 +169,4 @@ def _print(
         lines.append(f"agreement with the groups in the rows: {agreement(mixture.assignment, known):.4f}")
     lines += [verdict.summary(), f"use: {', '.join(use)}"]
     for line in lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(line)

@@ -4,7 +4,6 @@ P(y beats y') = sigmoid(r(x, y) - r(x, y')), by maximum likelihood (arXiv 2203.0
 number of pairs of a list).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +11,17 @@ from rich.console import Console
 from transformers import TrainerCallback, set_seed
 from trl import RewardConfig
 
+from alignment.checkpoints import find_checkpoint
 from alignment.config.fitting import RewardRecipe
 from alignment.data import EncodedRow, Row
 from alignment.errors import UserError
+from alignment.files import write_json
 from alignment.fitting.mixture import run_mixture
-from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_begins_or_continues, write_header
+from alignment.fitting.setup import WRITTEN_LAST, build_config, print_table
+from alignment.folders import RunFiles, RunResult, check_begins_or_continues, write_header
 from alignment.models import load_reward_model, load_tokenizer, lora_config
-from alignment.preparation import write_report
+from alignment.preparation import encode_aloud, prepare_data, write_report
+from alignment.progress import run_console
 from alignment.ranks import Ranks
 from alignment.rewards.em import log_sigmoid
 from alignment.rewards.pairs import StrictPairs, TextPair, strict_pairs
@@ -28,7 +30,7 @@ from alignment.rewards.text import TextBradleyTerry
 from alignment.weights import add_adapter
 
 
-def run(recipe: RewardRecipe) -> FitResult:
+def run(recipe: RewardRecipe) -> RunResult:
     """Train a reward model by a recipe, or with ``mixture`` one for each group of annotators.
 
     Returns:
@@ -41,17 +43,17 @@ def run(recipe: RewardRecipe) -> FitResult:
     is_first = args.process_index == 0
     if recipe.mixture is not None and args.world_size > 1:
         raise UserError(f"mixture: expected one process, found {args.world_size}; start it without a launcher")
-    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    console = run_console(quiet=not is_first)
     set_seed(recipe.seed)
-    data = prepare(recipe.data, recipe.seed, console)
+    data = prepare_data(recipe.data, seed=recipe.seed, announce=console.print)
     tokenizer = load_tokenizer(recipe.policy, data.train)
 
     def pairs_of(name: str, part: Sequence[Row]) -> tuple[TextPair, ...]:
-        return _pairs(name, encode(name, part, tokenizer, recipe.data, console), console)
+        return _pairs(name, encode_aloud(name, part, tokenizer, recipe.data, console.print), console)
 
     train_pairs, eval_pairs = pairs_of("training", data.train), pairs_of("held-out", data.evaluation)
     folder = Path(recipe.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder, written_last=WRITTEN_LAST)
     check_begins_or_continues(folder, checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
@@ -75,12 +77,12 @@ def run(recipe: RewardRecipe) -> FitResult:
     before = measure(component, eval_pairs)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     after = measure(component, eval_pairs)
-    result = FitResult(folder=folder, model_folder=folder / "final", before=before, after=after)
+    result = RunResult(folder=folder, model_folder=folder / "final", before=before, after=after)
     trainer.save_model(str(result.model_folder))
     if is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        write_json(folder / "summary.json", {"before": before, "after": after})
         print_table(before, after, console)
-        console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+        console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
@@ -101,7 +103,7 @@ def _pairs(name: str, encoded: tuple[EncodedRow, ...], console: Console) -> tupl
     if not encoded:
         return ()
     found: StrictPairs = strict_pairs(encoded)
-    console.print(f"{name}: {found.summary()}", markup=False, highlight=False)
+    console.print(f"{name}: {found.summary()}")
     if not found.pairs:
         raise UserError(f"expected pairs with a winner in the {name} rows, found none in {len(encoded)} rows")
     return found.pairs

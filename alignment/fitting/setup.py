@@ -1,63 +1,24 @@
-"""What both commands share: rows, arguments, the resumed checkpoint, the table at the end."""
+"""What both commands share: arguments, and the table at the end."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import MISSING
 from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 from trl import RewardConfig, SFTConfig
 
 from alignment.arguments import range_problems
-from alignment.checkpoints import last_checkpoint
-from alignment.config.fitting import ComparisonData, DemonstrationData, RewardRecipe, SFTRecipe
-from alignment.data import EncodedRow, Row
+from alignment.config.fitting import RewardRecipe, SFTRecipe
 from alignment.errors import UserError
 from alignment.optimizer_options import check_optimizer
-from alignment.preparation import PreparedData, encode_as_asked, prepare_data
 
 Config = TypeVar("Config", SFTConfig, RewardConfig)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitResult:
-    """What a run leaves.
-
-    Attributes:
-        folder: the run folder.
-        model_folder: the final model in the ordinary format; of a mixture, the folder that holds each of its models.
-        before: metrics on the held-out rows at the start, by name; empty without held-out rows.
-        after: the same at the end.
-    """
-
-    folder: Path
-    model_folder: Path
-    before: dict[str, float]
-    after: dict[str, float]
-
-
-def prepare(data: ComparisonData | DemonstrationData, seed: int, console: Console) -> PreparedData:
-    """The rows of the block, and a line about each step."""
-    return prepare_data(data, seed=seed, announce=lambda line: console.print(line, markup=False, highlight=False))
-
-
-def encode(
-    name: str,
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    data: ComparisonData | DemonstrationData,
-    console: Console,
-) -> tuple[EncodedRow, ...]:
-    """Rows as our token ids, and a line about them."""
-    if not rows:
-        return ()
-    result, is_cached = encode_as_asked(rows, tokenizer, data)
-    origin = " (from the cache)" if is_cached else ""
-    console.print(f"{name}: {result.summary()}{origin}", markup=False, highlight=False)
-    return result.rows
+WRITTEN_LAST = "trainer_state.json"
+"""Of a checkpoint by TRL: transformers writes it after weights, optimizer and the states of generators."""
 
 
 def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrides: object) -> Config:
@@ -92,14 +53,6 @@ def build_config(kind: type[Config], recipe: SFTRecipe | RewardRecipe, **overrid
         raise UserError(f"training: {error}") from error
     check_optimizer(config)
     return config
-
-
-def find_checkpoint(asked: str | None, folder: Path) -> Path | None:
-    """Where to resume: ``last`` is the last checkpoint of the run folder that was not broken off."""
-    if asked != "last":
-        return None if asked is None else Path(asked)
-    # Transformers writes it after weights, optimizer and the states of generators.
-    return last_checkpoint(folder, written_last="trainer_state.json")
 
 
 def print_table(before: Mapping[str, float], after: Mapping[str, float], console: Console) -> None:

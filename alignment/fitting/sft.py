@@ -1,6 +1,5 @@
 """``alignment sft``: raise the likelihood of demonstrations, through ``trl.SFTTrainer`` on our token ids."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,14 +10,17 @@ from rich.console import Console
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
+from alignment.checkpoints import find_checkpoint
 from alignment.config.fitting import SFTRecipe
 from alignment.data import EncodedRow, Row
 from alignment.data.rows import describe_skipped
 from alignment.errors import UserError
-from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
-from alignment.folders import RunFiles, check_begins_or_continues, write_header
+from alignment.files import write_json
+from alignment.fitting.setup import WRITTEN_LAST, build_config, print_table
+from alignment.folders import RunFiles, RunResult, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
-from alignment.preparation import write_report
+from alignment.preparation import encode_aloud, prepare_data, write_report
+from alignment.progress import run_console
 from alignment.ranks import Ranks
 from alignment.rewards.pairs import check_plain, preferred
 from alignment.weights import naming_targets
@@ -29,7 +31,7 @@ _SHOWN = {"eval_loss": "loss, nats a token", "eval_mean_token_accuracy": "token 
 _IGNORED = -100
 
 
-def run(recipe: SFTRecipe) -> FitResult:
+def run(recipe: SFTRecipe) -> RunResult:
     """Fine-tune by a recipe.
 
     Returns:
@@ -40,16 +42,16 @@ def run(recipe: SFTRecipe) -> FitResult:
     """
     args = build_config(SFTConfig, recipe)
     is_first = args.process_index == 0
-    console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+    console = run_console(quiet=not is_first)
     set_seed(recipe.seed)
-    data = prepare(recipe.data, recipe.seed, console)
+    data = prepare_data(recipe.data, seed=recipe.seed, announce=console.print)
     train_rows = _demonstrations("training", data.train, console)
     eval_rows = _demonstrations("held-out", data.evaluation, console) if data.evaluation else ()
     tokenizer = load_tokenizer(recipe.policy, train_rows)
-    train_set = encode("training", train_rows, tokenizer, recipe.data, console)
-    eval_set = encode("held-out", eval_rows, tokenizer, recipe.data, console)
+    train_set = encode_aloud("training", train_rows, tokenizer, recipe.data, console.print)
+    eval_set = encode_aloud("held-out", eval_rows, tokenizer, recipe.data, console.print)
     folder = Path(recipe.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, folder, written_last=WRITTEN_LAST)
     check_begins_or_continues(folder, checkpoint, recipe.to_yaml())
     if is_first:
         write_header(folder, recipe.to_yaml(), checkpoint)
@@ -72,12 +74,12 @@ def run(recipe: SFTRecipe) -> FitResult:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     before = _shown(next(line for line in trainer.state.log_history if "eval_loss" in line)) if eval_set else {}
     after = _shown(trainer.evaluate()) if eval_set else {}
-    result = FitResult(folder=folder, model_folder=folder / "final", before=before, after=after)
+    result = RunResult(folder=folder, model_folder=folder / "final", before=before, after=after)
     trainer.save_model(str(result.model_folder))
     if is_first:
-        (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}, indent=1) + "\n")
+        write_json(folder / "summary.json", {"before": before, "after": after})
         print_table(before, after, console)
-        console.print(f"model: {result.model_folder}", markup=False, highlight=False)
+        console.print(f"model: {result.model_folder}")
     Ranks(trainer.args.process_index, trainer.args.world_size).part()
     return result
 
@@ -105,7 +107,7 @@ def _demonstrations(name: str, rows: Sequence[Row], console: Console) -> tuple[R
             shown.append(replace(row, responses=(row.responses[best],), comparisons=(), scores=None))
     if undecided:
         left_out = describe_skipped({"without a preferred response": tuple(undecided)}, verb="left out")
-        console.print(f"{name} demonstrations: {len(shown):,}; {left_out}", markup=False, highlight=False)
+        console.print(f"{name} demonstrations: {len(shown):,}; {left_out}")
     if not shown:
         raise UserError(
             f"expected responses that are preferred to all others, found none in the {len(rows)} {name} rows"

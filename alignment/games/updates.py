@@ -16,25 +16,8 @@ import torch
 from torch import Tensor
 
 from alignment.errors import UserError
-from alignment.games.game import PreferenceGame, check_policy, kl_divergence, log_normalize
+from alignment.games.game import PreferenceGame, check_policy, log_normalize
 from alignment.shapes import check_shapes
-
-__all__ = [
-    "OptimisticPolicies",
-    "extragradient_is_stable",
-    "extragradient_threshold",
-    "extragradient_update",
-    "geometric_mixture",
-    "hedge_update",
-    "imaginary_spectrum",
-    "kl_divergence",
-    "log_ratio_span",
-    "master_update",
-    "nash_md_update",
-    "omd_threshold",
-    "optimistic_update",
-    "proximal_step",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

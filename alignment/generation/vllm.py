@@ -331,12 +331,12 @@ class ServerBackend:
         shutil.rmtree(folder)
 
     def add(self, adapter: Adapter) -> None:
-        self._tell_of(adapter, "load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.folder)})
+        self._tell("load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.folder)})
 
     def remove(self, adapter: Adapter) -> None:
-        self._tell_of(adapter, "unload_lora_adapter", {"lora_name": adapter.name})
+        self._tell("unload_lora_adapter", {"lora_name": adapter.name})
 
-    def _tell_of(self, adapter: Adapter, action: str, body: dict[str, Any]) -> None:
+    def _tell(self, action: str, body: dict[str, Any]) -> None:
         self._connection.tell(
             f"{self._root}/v1/{action}",
             body,

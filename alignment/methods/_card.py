@@ -1,7 +1,6 @@
 """Cards: the options of a method, checked, and the registry that finds a method by its file name."""
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import json
@@ -14,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from alignment.errors import UserError
 from alignment.types import Method
+from alignment.values import nearest_or_all
 
 
 def option(
@@ -115,7 +115,7 @@ def load_card(name: str) -> type[Method]:
             raise UserError(f"method.name: expected 'module:Class' of a method's card, got '{name}', {fault}")
         return cast(type[Method], card)
     if name not in method_names():
-        raise UserError(f"unknown method '{name}'{nearest(name, method_names())}; `alignment methods` lists all")
+        raise UserError(f"unknown method '{name}'{nearest_or_all(name, method_names())}; `alignment methods` lists all")
     return cast(type[Method], importlib.import_module(f"alignment.methods.{name}").METHOD)
 
 
@@ -148,7 +148,7 @@ def build_method(spec: Mapping[str, Any]) -> Method:
         raise UserError(f"method.name: expected the name of a method, got {name!r}")
     card = load_card(name)
     fields = {spec.name: spec for spec in dataclasses.fields(cast(Any, card))}
-    problems = [f"unknown option '{key}'{nearest(key, fields)}" for key in options if key not in fields]
+    problems = [f"unknown option '{key}'{nearest_or_all(key, fields)}" for key in options if key not in fields]
     types = get_type_hints(card)
     values = {}
     for key, spec_field in fields.items():
@@ -171,14 +171,6 @@ def example_options(card: type[Method]) -> dict[str, Any]:
         for spec in dataclasses.fields(cast(Any, card))
         if "example" in spec.metadata
     }
-
-
-def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """``; did you mean 'beta'?`` or, where nothing is near, the list of what is known."""
-    matches = difflib.get_close_matches(key, list(known), n=1)
-    if matches:
-        return f"; did you mean '{matches[0]}'?"
-    return f" (known: {', '.join(sorted(known))})" if len(known) <= 12 else ""
 
 
 def _convert(value: Any, kind: Any) -> Any:

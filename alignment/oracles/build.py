@@ -8,7 +8,6 @@ import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from alignment.errors import UserError
-from alignment.methods._card import nearest
 from alignment.oracles.combine import CalibratedOracle, MixtureOracle, PanelOracle
 from alignment.oracles.judge_spec import JudgeSpec
 from alignment.oracles.ledger import Accounts
@@ -24,6 +23,7 @@ from alignment.oracles.specs import (
     TextGameSpec,
 )
 from alignment.types import Oracle
+from alignment.values import nearest_or_all
 
 
 class MixtureSpec(OracleSpec):
@@ -229,7 +229,7 @@ def _handed_down(spec: MixtureSpec | PanelSpec, member: Mapping[str, Any]) -> di
 def _describe(details: Any, kind: str) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        return f"oracle: unknown key '{key}' for kind '{kind}'{nearest(key, tuple(_known(KINDS[kind])))}"
+        return f"oracle: unknown key '{key}' for kind '{kind}'{nearest_or_all(key, tuple(_known(KINDS[kind])))}"
     if details["type"] == "missing":
         return f"oracle.{key}: expected a value for kind '{kind}', got none"
     where = f"oracle.{key}" if key else "oracle"

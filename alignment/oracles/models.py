@@ -12,6 +12,7 @@ from typing import Any, Literal
 import peft
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -231,25 +232,33 @@ def _turns(prompt: str) -> tuple[Turn, ...]:
     return prompt.turns if isinstance(prompt, PromptText) else (Turn("user", prompt),)
 
 
-@torch.no_grad()
 def _logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Texts, batch_size: int) -> Tensor:
-    """What the model says at the end of each text, [N, labels or vocabulary], float64 on the CPU."""
-    distinct = sorted(set(texts), key=len)
-    limit = model.config.to_dict().get("max_position_embeddings")
-    if limit is not None and len(distinct[-1]) > limit:
+    limit, longest = model.config.to_dict().get("max_position_embeddings"), max(map(len, texts))
+    if limit is not None and longest > limit:
         raise UserError(
-            f"oracle: expected texts of at most {limit:,} tokens, the model's positions, found {len(distinct[-1]):,}; "
+            f"oracle: expected texts of at most {limit:,} tokens, the model's positions, found {longest:,}; "
             "shorten prompts and answers (data.max_prompt_length, sampling.max_new_tokens)"
         )
+    return end_logits(model, tokenizer, texts, batch_size)
+
+
+@torch.no_grad()
+def end_logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Texts, batch_size: int) -> Tensor:
+    """What the model says at the end of each text, [N, labels or vocabulary], float64 on the CPU.
+
+    Args:
+        model: a classifier or a language model, not in training.
+        tokenizer: gives the padding token.
+        texts: token ids; one that comes several times is read once.
+        batch_size: texts at once; those of like length come together, so that little is padding.
+    """
+    distinct = sorted(set(texts), key=len)
     found: dict[tuple[int, ...], Tensor] = {}
     for start in range(0, len(distinct), batch_size):
         chunk = distinct[start : start + batch_size]
-        width = max(map(len, chunk))
-        ids_NT = torch.full((len(chunk), width), tokenizer.pad_token_id, dtype=torch.int64)
-        mask_NT = torch.zeros_like(ids_NT)
-        for n, ids in enumerate(chunk):
-            ids_NT[n, : len(ids)] = torch.tensor(ids)
-            mask_NT[n, : len(ids)] = 1
+        ids = [torch.tensor(text, dtype=torch.int64) for text in chunk]
+        ids_NT = pad_sequence(ids, batch_first=True, padding_value=float(tokenizer.pad_token_id))
+        mask_NT = pad_sequence([torch.ones_like(text) for text in ids], batch_first=True)
         logits = model(input_ids=ids_NT.to(model.device), attention_mask=mask_NT.to(model.device)).logits
         if logits.dim() == 3:
             logits = logits[torch.arange(len(chunk)), mask_NT.sum(-1) - 1]

@@ -20,12 +20,11 @@ from alignment.config import ModelSpec
 from alignment.costs import Shape
 from alignment.errors import UserError
 from alignment.logps import has_dropout
-from alignment.models import lora_config
+from alignment.models import DTYPES, lora_config
 from alignment.textgame import build_world, is_address, untrained_model, word_tokenizer
 from alignment.tiny import tiny_model
 from alignment.weights import add_adapter
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # NF4 with constants quantised twice (arXiv 2305.14314, sec. 3): 4 bits, a byte for 64 numbers, 4 for 64 x 256.
 _QUANTISED = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -122,7 +121,7 @@ def judge_bytes(name: str) -> int | None:
 
 
 def _bare_model(spec: ModelSpec, tokenizer: Any, config_of: str | None) -> PreTrainedModel:
-    dtype = _DTYPES[spec.dtype]
+    dtype = DTYPES[spec.dtype]
     if spec.tiny is not None:
         assert tokenizer is not None, "a tiny model takes its vocabulary from its data"
         return tiny_model(tokenizer, **spec.tiny.model_dump(exclude={"vocab_size"})).to(dtype)

@@ -66,7 +66,8 @@ def find_rows(recipe: Recipe) -> Found | None:
                 f"{', '.join(path for source in sources for path in source.path if not _is_file(path))}"
             )
         return None
-    rows = prepare_data(data, seed=recipe.seed, announce=_say_nothing).train
+    # Training will say it.
+    rows = prepare_data(data, seed=recipe.seed, announce=lambda line: None).train
     has_tokenizer = policy.tiny is not None or (policy.model is not None and Path(policy.model).is_dir())
     return Found(rows=rows, tokenizer=load_tokenizer(policy, rows) if has_tokenizer else None)
 
@@ -157,10 +158,6 @@ def _bounded(recipe: Recipe, needs: Needs, found: Found | None, rows: int | None
 
 def _is_file(path: str) -> bool:
     return not is_address(path) and Path(path).exists()
-
-
-def _say_nothing(line: str) -> None:
-    """Training will say it."""
 
 
 def _count(recipe: Recipe, found: Found | None, rows: int | None) -> tuple[int | None, int | None]:

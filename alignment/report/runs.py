@@ -345,7 +345,12 @@ def group_rates(metrics: Metrics) -> dict[str, Estimate]:
     return {name: Estimate(value=value) for name, value in found.items() if name != "worst" and math.isfinite(value)}
 
 
+def rates_by_group(metrics: Metrics) -> dict[str, Estimate]:
+    """The rate of each group of annotators, or else of each member of the panel."""
+    return group_rates(metrics) or member_rates(metrics)
+
+
 def worst_rate(metrics: Metrics) -> tuple[str, Estimate] | None:
-    """The group, or else the member, that gains least, and its rate."""
-    rates = group_rates(metrics) or member_rates(metrics)
+    """Who gains least of those, and its rate."""
+    rates = rates_by_group(metrics)
     return min(rates.items(), key=lambda item: item[1].value) if rates else None

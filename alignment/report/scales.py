@@ -24,15 +24,12 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, at = (math.log10(v) for v in (self.low, self.high, value)) if self.log else self._plain(value)
+        low, high, at = map(math.log10 if self.log else float, (self.low, self.high, value))
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int) -> list[float]:
         """Round values inside the scale, at most so many."""
         return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
-
-    def _plain(self, value: float) -> tuple[float, float, float]:
-        return self.low, self.high, value
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

@@ -29,7 +29,7 @@ from alignment.report.blocks import (
 )
 from alignment.report.comparison import columns, compare
 from alignment.report.labels import TOTALS, in_order, label_of
-from alignment.report.runs import Run, Track, group_rates, member_rates, win_rate, worst_rate
+from alignment.report.runs import Run, Track, group_rates, member_rates, rates_by_group, win_rate, worst_rate
 from alignment.report.scales import number
 from alignment.values import leaves
 
@@ -333,21 +333,17 @@ def _win_rates(shown: Sequence[_Shown]) -> Iterator[Block]:
         caption="0.5 is even. ▲ the whole interval, or the exact figure, is above one half; ▼ below. Under a figure "
         "stands its 95 % interval over prompts; figures without one are exact.",
     )
-    groups = list(dict.fromkeys(name for item in shown for name in _by_group(item.track)))
+    groups = list(dict.fromkeys(name for item in shown for name in rates_by_group(item.track.after)))
     if groups:
         many = len(shown) > 1
         yield Bars(
             title="Who gains",
-            groups=[(group, [_by_group(item.track).get(group) for item in shown]) for group in groups],
+            groups=[(group, [rates_by_group(item.track.after).get(group) for item in shown]) for group in groups],
             names=[item.name for item in shown] if many else ["win rate"],
             caption="Win rate against the reference as each group, or each member of the panel, sees it.",
             upright=[_EVEN],
             end=1.0,
         )
-
-
-def _by_group(track: Track) -> dict[str, Estimate]:
-    return group_rates(track.after) or member_rates(track.after)
 
 
 def _rates(track: Track) -> dict[str, Estimate]:

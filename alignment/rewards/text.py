@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
+from alignment.oracles.models import end_logits
 from alignment.rewards.pairs import TextPair
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,27 +64,18 @@ class TextBradleyTerry:
 
     def margins(self, pairs: Sequence[TextPair]) -> Array:
         """Reward of the winner minus reward of the loser, [N]; a text that several pairs share is scored once."""
-        texts = list(dict.fromkeys(ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)))
-        rewards = dict(zip(texts, self.score(texts), strict=True))
-        return np.array([rewards[pair.chosen_ids] - rewards[pair.rejected_ids] for pair in pairs])
+        rewards_N = np.array(self.score([ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]))
+        return rewards_N[::2] - rewards_N[1::2]
 
-    @torch.no_grad()
     def score(self, texts: Sequence[tuple[int, ...]]) -> list[float]:
         """The reward of each text."""
+        if not texts:
+            return []
         was_training = self.model.training
         self.model.eval()
-        # Of like length together, so that little is padding.
-        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-        rewards = [0.0] * len(texts)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            ids_BT, mask_BT = _pad([texts[n] for n in chosen], self.tokenizer.pad_token_id)
-            device = self.model.device
-            output = self.model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
-            for n, reward in zip(chosen, output.logits.squeeze(-1).double().tolist(), strict=True):
-                rewards[n] = reward
+        rewards_N1 = end_logits(self.model, self.tokenizer, texts, self.batch_size)
         self.model.train(was_training)
-        return rewards
+        return rewards_N1[:, 0].tolist()
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the weights that are trained, on the CPU."""
@@ -109,13 +101,3 @@ def as_dataset(pairs: Sequence[TextPair]) -> Dataset:
             "rejected_ids": [list(pair.rejected_ids) for pair in pairs],
         }
     )
-
-
-def _pad(texts: Sequence[tuple[int, ...]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    width = max(len(ids) for ids in texts)
-    ids_BT = torch.full((len(texts), width), pad_token_id, dtype=torch.int64)
-    mask_BT = torch.zeros((len(texts), width), dtype=torch.int64)
-    for b, ids in enumerate(texts):
-        ids_BT[b, : len(ids)] = torch.tensor(ids)
-        mask_BT[b, : len(ids)] = 1
-    return ids_BT, mask_BT

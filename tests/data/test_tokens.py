@@ -11,7 +11,7 @@ from trl.data_utils import apply_chat_template
 
 from alignment.data.readers import read_rows
 from alignment.data.rows import Comparison, Row, Skipped, Turn
-from alignment.data.tokens import EncodedRow, encode_row, encode_rows, show_boundary, stop_token_ids
+from alignment.data.tokens import EncodedRow, encode_row, encode_rows, stop_token_ids
 from alignment.errors import UserError
 
 Build = Callable[..., PreTrainedTokenizerFast]
@@ -280,13 +280,6 @@ def test_a_tokenizer_without_eos_is_refused_where_nothing_else_ends_a_reply(
 def test_no_rows_are_refused(build_tokenizer: Build) -> None:
     with pytest.raises(UserError, match="at least one row to encode"):
         encode_rows([], build_tokenizer("eos"), **LIMITS)
-
-
-def test_the_boundary_is_shown(build_tokenizer: Build) -> None:
-    tokenizer = build_tokenizer("eos")
-    lines = show_boundary(encoded(chat_row("hi", "bye"), tokenizer), tokenizer).splitlines()
-    assert [line.partition(" | ")[2] for line in lines] == ["'hi</s>'", "'bye</s>'"]
-    assert all(line.partition(" | ")[0].endswith("<|im_start|>assistant\\n'") for line in lines)
 
 
 def test_real_hh_decodes_to_its_replies(build_tokenizer: Build, real_data: Callable[[str], Path]) -> None:

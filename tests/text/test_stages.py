@@ -253,7 +253,7 @@ def test_annotate_adds_every_anchor(per_token: bool) -> None:
     [
         (Needs(feedback="wins", sampler="target"), "the sampler 'target'"),
         (Needs(feedback="wins", sampler="policy", opponent="past"), "the opponent 'past'"),
-        (Needs(feedback="pairs", anchors=(AnchorSpec("oracle"),)), "the anchor 'oracle'"),
+        (Needs(feedback="pairs", anchors=(AnchorSpec("oracle"),)), "log-probs of the policy 'oracle'"),
     ],
 )
 def test_methods_that_nobody_can_supply_are_refused(needs: Needs, expected: str) -> None:

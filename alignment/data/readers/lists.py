@@ -141,7 +141,7 @@ def _judges(record: Record, num_responses: int) -> tuple[OracleScores, ...]:
         return tuple(
             OracleScores(oracle, _read_vector(record, "scores", part, num_responses)) for oracle, part in spec.items()
         )
-    value = _find(record, "scores", spec, num_responses)
+    value = _find(record, "scores", spec)
     if isinstance(value, dict):
         return tuple(
             OracleScores(oracle, _vector(record, "scores", part, num_responses)) for oracle, part in value.items()
@@ -170,10 +170,10 @@ def _judges_inside(record: Record, items: list[JsonValue], num_responses: int) -
 
 
 def _read_vector(record: Record, name: str, spec: ColumnSpec, num_responses: int) -> tuple[float, ...]:
-    return _vector(record, name, _find(record, name, spec, num_responses), num_responses)
+    return _vector(record, name, _find(record, name, spec), num_responses)
 
 
-def _find(record: Record, name: str, spec: ColumnSpec, num_responses: int) -> JsonValue:
+def _find(record: Record, name: str, spec: ColumnSpec) -> JsonValue:
     """The value of a column, of a column for each response, or of a key inside the response objects."""
     if not isinstance(spec, str):
         for column in spec_columns(spec):

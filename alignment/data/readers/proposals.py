@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from alignment.values import close_names
+from alignment.values import close_name
 
 _SYNONYMS = {
     "prompt": ("instruction", "question", "query", "problem", "input", "conversations", "messages", "turns", "context"),
@@ -55,7 +55,7 @@ def propose_column(name: str, found: Sequence[str]) -> str | None:
     if name in found:
         return name
     by_word = next((word for word in _SYNONYMS.get(name, ()) if word in found), None)
-    return by_word or next(iter(close_names(name, found)), None)
+    return by_word or close_name(name, found)
 
 
 def as_yaml(columns: dict[str, str | list[str]]) -> str:
