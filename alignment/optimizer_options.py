@@ -63,13 +63,37 @@ def check_follows_steps(scheduler: Any, iteration_steps: int) -> None:
         )
 
 
-def naming_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
-    """While the context is open, a fault of the optimizer is said with the keys that ask for it."""
+class NamingTrainer(Trainer):
+    """transformers' Trainer, which says a fault of optimizer or scheduler with the keys that ask for it.
+
+    Some show only when training begins: GaLore looks in the model for ``optim_target_modules``.
+    """
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """See Trainer.
+
+        Raises:
+            UserError: if what ``args`` describe makes none.
+        """
+        with _naming_optimizer(self.args):
+            # Older releases take no argument.
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """See Trainer.
+
+        Raises:
+            UserError: if what ``args`` describe makes none.
+        """
+        with _naming_scheduler(self.args):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+
+def _naming_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
     return _naming("training.optim, training.optim_args", "an optimizer", args.optim, args.optim_args)
 
 
-def naming_scheduler(args: TrainingArguments) -> AbstractContextManager[None]:
-    """The same of the scheduler."""
+def _naming_scheduler(args: TrainingArguments) -> AbstractContextManager[None]:
     keys = "training.lr_scheduler_type, training.lr_scheduler_kwargs"
     return _naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs)
 
@@ -109,7 +133,7 @@ def _no_model() -> Any:
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
-    with naming_optimizer(args), suppress(_ModelNeeded):
+    with _naming_optimizer(args), suppress(_ModelNeeded):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, _no_model())
         _check_options(args, settings)
         # The others are made of the whole model.
@@ -161,7 +185,7 @@ def _number() -> nn.Parameter:
 
 def _check_scheduler(args: TrainingArguments, iteration_steps: int) -> None:
     options = args.lr_scheduler_kwargs
-    with naming_scheduler(args):
+    with _naming_scheduler(args):
         scheduler = _make_scheduler(args, options)
         for function in scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else ():
             for step in range(_STEPS):

@@ -66,7 +66,7 @@ from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.metrics import Means
 from alignment.optim import ExtraGradient
-from alignment.optimizer_options import check_follows_steps, check_optimizer, naming_optimizer, naming_scheduler
+from alignment.optimizer_options import NamingTrainer, check_follows_steps, check_optimizer
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
@@ -84,7 +84,7 @@ logger = logging.getLogger(__name__)
 _CALIBRATION_PROMPTS = 128
 
 
-class PreferenceTrainer(ResumableTrainer):
+class PreferenceTrainer(NamingTrainer, ResumableTrainer):
     """Trains any method: the card says what the loss needs, and this loop supplies it.
 
     An iteration has as many optimizer steps as the method has stages, or as ``args.steps_per_rollout`` says.
@@ -535,9 +535,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
-        with naming_optimizer(self.args):
-            # Older releases take no argument.
-            optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
         if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
             self.optimizer = ExtraGradient(optimizer)
         return self.optimizer
@@ -559,8 +557,7 @@ class PreferenceTrainer(ResumableTrainer):
         """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
         is_iterated = self.iteration_steps > 1 and self.lr_scheduler is None
         num_points = num_training_steps // self.iteration_steps if is_iterated else num_training_steps
-        with naming_scheduler(self.args):
-            scheduler = super().create_scheduler(num_points, optimizer)
+        scheduler: Any = super().create_scheduler(num_points, optimizer)
         if not is_iterated:
             return scheduler
         check_follows_steps(scheduler, self.iteration_steps)

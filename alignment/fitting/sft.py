@@ -18,6 +18,7 @@ from alignment.errors import UserError
 from alignment.fitting.setup import FitResult, build_config, encode, find_checkpoint, prepare, print_table
 from alignment.folders import RunFiles, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
+from alignment.optimizer_options import NamingTrainer
 from alignment.preparation import write_report
 from alignment.ranks import Ranks
 from alignment.rewards.pairs import check_plain, preferred
@@ -27,6 +28,10 @@ from alignment.weights import naming_targets
 _SHOWN = {"eval_loss": "loss, nats a token", "eval_mean_token_accuracy": "token accuracy"}
 # The label that torch's cross entropy leaves out.
 _IGNORED = -100
+
+
+class _Trainer(NamingTrainer, SFTTrainer):
+    """TRL's."""
 
 
 def run(recipe: SFTRecipe) -> FitResult:
@@ -58,7 +63,7 @@ def run(recipe: SFTRecipe) -> FitResult:
     adapter = None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM")
     # TRL makes the adapter itself: in what precision is a matter of the launch.
     with nullcontext() if adapter is None else naming_targets(model, adapter):
-        trainer = SFTTrainer(
+        trainer = _Trainer(
             model=model,
             args=args,
             train_dataset=as_dataset(train_set),

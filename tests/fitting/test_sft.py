@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from alignment.cli import main
 from alignment.config.fitting import load_sft_recipe
@@ -138,6 +140,31 @@ def test_options_of_no_optimizer_and_no_scheduler(
         main([command, str(recipe), override])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and line.startswith("error: ") and message in line
+
+
+def find_nothing(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict[str, Any]]:
+    """As GaLore does where the model has no such modules."""
+    assert model is not None
+    list(model.named_modules())
+    raise ValueError(f"None of the target modules were found! ({args.optim_target_modules})")
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "reward"])
+def test_a_fault_of_the_optimizer_that_only_the_model_shows(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each command one line."""
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(find_nothing))
+    recipe = write(tmp_path, separable_pairs())
+    if command == "train":
+        recipe.write_text(recipe.read_text() + "method: {name: dpo, beta: 0.1}\nschedule: {kind: offline}\n")
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(recipe), "training.optim_target_modules=nowhere"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: training.optim, training.optim_args: expected what makes an optimizer, got 'adamw_torch_fused' with no "
+        "options (None of the target modules were found! (nowhere))"
+    )
 
 
 def test_lora_saves_an_adapter_and_a_run_resumes(tmp_path: Path) -> None:
