@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
-from alignment.annotator import KL_PROMPTS, Annotator
+from alignment.annotator import KL_LENGTH, KL_PROMPTS, Annotator, prompts_of_kl
 from alignment.arguments import AlignmentArguments
 from alignment.batches import (
     WIN_RATE_LENGTH,
@@ -189,6 +189,10 @@ class PreferenceTrainer(NamingTrainer, ResumableTrainer):
             limit = num_positions(model.config)
             if self.is_online:
                 check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)
+            else:
+                is_base = ref_model is None and isinstance(model, PeftModel)
+                asked = prompts_of_kl(eval_rows, self.needs, args, is_base=is_base)
+                check_context(asked, limit, max_new_tokens=args.longest_sample(self.needs), named=KL_LENGTH)
             if judge is not None:
                 longest = args.longest_answer(self.needs)
                 check_context(eval_rows, limit, max_new_tokens=longest, named=WIN_RATE_LENGTH)
@@ -387,13 +391,13 @@ class PreferenceTrainer(NamingTrainer, ResumableTrainer):
     def _make_policy(
         self, module: nn.Module, temperature: float, *, top_k: int | None = None, max_new_tokens: int | None = None
     ) -> CausalLMPolicy:
-        """Who samples for a module, answers as long as in training unless another length is given."""
+        """Who samples for a module, answers as long as in training or for the KL unless another length is given."""
         return CausalLMPolicy(
             module,
             self._tokenizer(),
             stop_token_ids=self._stop_token_ids,
             temperature=temperature,
-            max_new_tokens=max_new_tokens or self.sampling.max_new_tokens,
+            max_new_tokens=max_new_tokens or self.args.longest_sample(self.needs),
             top_k=top_k,
             engine=self.engine,
         )
