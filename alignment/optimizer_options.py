@@ -7,6 +7,7 @@ nobody reads.
 import copy
 import enum
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from alignment.errors import UserError
 
@@ -191,6 +193,12 @@ def _check_scheduler(args: TrainingArguments, iteration_steps: int) -> None:
             for step in range(_STEPS):
                 function(step)
     check_follows_steps(scheduler, iteration_steps)
+    if args.warmup_steps and not _warms_up(args):
+        raise UserError(
+            f"training.warmup_steps: expected 0 for '{_name(args.lr_scheduler_type)}', which does not warm up, got "
+            f"{args.warmup_steps:g}; write training.lr_scheduler_type=constant_with_warmup (or linear, cosine, ...), "
+            "or training.warmup_steps=0"
+        )
     if options and not _reads_options(args):
         raise UserError(
             f"training.lr_scheduler_kwargs: expected none for '{_name(args.lr_scheduler_type)}', which reads none, got "
@@ -205,6 +213,12 @@ def _reads_options(args: TrainingArguments) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _warms_up(args: TrainingArguments) -> bool:
+    """Transformers hands the steps to whatever takes them."""
+    make = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]
+    return "num_warmup_steps" in inspect.signature(make).parameters
 
 
 def _make_scheduler(args: TrainingArguments, options: Any) -> Any:

@@ -223,6 +223,10 @@ def test_numbers_far_from_the_paper(
         ("training.optim_args=foo", "training.optim, training.optim_args: expected what makes an optimizer"),
         ("training.optim_args='beta1=0.5'", "got beta1, which would change nothing"),
         ("training.lr_scheduler_kwargs={foo: 1}", "expected what makes a scheduler, got 'linear'"),
+        (
+            "training={learning_rate: 1e-6, lr_scheduler_type: constant, warmup_steps: 0.1}",
+            "write training.lr_scheduler_type=constant_with_warmup (or",
+        ),
     ],
 )
 def test_options_of_no_optimizer(diagnose: Callable[..., Examination], override: str, said: str) -> None:

@@ -128,6 +128,10 @@ def test_what_cannot_be_honoured_is_one_line(
         ),
         ("training.lr_scheduler_kwargs={foo: 1}", "training.lr_scheduler_kwargs: expected what makes a scheduler, got"),
         ("training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs: expected what makes a sched"),
+        (
+            "training={lr_scheduler_type: constant, warmup_steps: 20}",
+            "training.warmup_steps: expected 0 for 'constant', which does not warm up, got 20; write",
+        ),
     ],
 )
 def test_options_of_no_optimizer_and_no_scheduler(
