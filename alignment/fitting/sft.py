@@ -72,8 +72,9 @@ def run(recipe: SFTRecipe) -> FitResult:
             peft_config=adapter,
             callbacks=[RunFiles(folder, recipe.to_yaml())],
         )
-    # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes.
-    trainer.args.eval_on_start = bool(eval_set)
+    # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes. What is
+    # continued has its start in its log.
+    trainer.args.eval_on_start = bool(eval_set) and checkpoint is None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     before = _shown(next(line for line in trainer.state.log_history if "eval_loss" in line)) if eval_set else {}
     after = _shown(trainer.evaluate()) if eval_set else {}

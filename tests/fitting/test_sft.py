@@ -177,11 +177,12 @@ def test_lora_saves_an_adapter_and_a_run_resumes(tmp_path: Path) -> None:
     first = sft.run(load_sft_recipe(path, overrides).recipe)
     assert (first.model_folder / "adapter_config.json").exists()
     overrides = [*overrides[:3], "training.max_steps=8", "training.resume_from_checkpoint=last"]
-    sft.run(load_sft_recipe(path, overrides).recipe)
-    steps = [json.loads(line)["step"] for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
-    # Step 0 is the evaluation before training, which a resumed run repeats.
-    kept = [step for step in steps if step]
-    assert kept == sorted(kept) and kept[0] == 4 and kept[-1] == 8
+    second = sft.run(load_sft_recipe(path, overrides).recipe)
+    lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 4, 4, 4, 8, 8, 8]
+    # Before training, at its first end and at its last one: what is continued is not evaluated before.
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 8]
+    assert second.before == first.before
     with pytest.raises(UserError, match="expected a whole checkpoint to resume from"):
         sft.run(load_sft_recipe(path, [*overrides, f"output_dir={tmp_path / 'elsewhere'}"]).recipe)
 
