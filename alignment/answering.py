@@ -6,7 +6,6 @@ say the same, and where they do not, what they say would be matched: the mean ov
 """
 
 import dataclasses
-import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -32,6 +31,7 @@ from alignment.rounds import answered_chunks
 from alignment.sample import Answered, model_outputs
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
+from alignment.weights import forget_models
 
 Progress = Callable[[str, int, int], None]
 
@@ -148,8 +148,7 @@ def sample_answers(
             progress(what, len(done), len(rows))
         if player.model is not None:
             # One model in memory at a time.
-            gc.collect()
-            torch.cuda.empty_cache()
+            forget_models()
     return done
 
 
