@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from functools import partial
@@ -75,14 +75,14 @@ def ablate(
         todo = [cell for cell in cells if outcomes[cell.name].state == "open"]
         num_done = len(cells) - len(todo)
         announce(f"{what}: {len(cells)} cells, {num_done} of them finished before")
-        _check_metric(metric, cells, outcomes)
+        _check_metrics(recipe.metrics, cells, outcomes)
         # Closed at once by an error, for no other cell may begin.
         with closing(_in_parallel(work, todo, jobs)) as ended:
             for number, outcome in enumerate(ended, start=num_done + 1):
                 outcomes[outcome.name] = outcome
                 progress(what, number, len(cells))
                 _write(folder, loaded, list(outcomes.values()))
-                _check_metric(metric, cells, outcomes)
+                _check_metrics(recipe.metrics, cells, outcomes)
 
     tuning = [cell for cell in loaded.cells if cell.is_tuning]
     if tuning:
@@ -93,17 +93,29 @@ def ablate(
     return _write(folder, loaded, list(outcomes.values()))
 
 
-def _check_metric(metric: str, cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> None:
-    """Refuse a name that is none of the figures of any cell so far: every further one would fail at its end."""
-    if any(outcome.state == "finished" for outcome in outcomes.values()):
+def _check_metrics(metrics: Collection[str], cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> None:
+    """Refuse a name that is none of the figures of any cell so far, once no further one can have it.
+
+    Without the first one, which decides, every cell fails at its end. The others need not be there for every method.
+    """
+    ended = [cell for cell in cells if outcomes[cell.name].state != "open" and _has_ended(cell)]
+    if not ended:
         return
-    for cell in cells:
-        known = _figures(cell) if outcomes[cell.name].state == "failed" and _has_ended(cell) else {metric: 0.0}
-        if metric not in known:
+    known = {name: None for cell in ended for name in _figures(cell)}
+    decides = next(iter(metrics)) if all(outcome.state != "finished" for outcome in outcomes.values()) else None
+    has_all_kinds = {_kind(cell) for cell in ended} == {_kind(cell) for cell in cells}
+    for metric in metrics:
+        if metric not in known and (metric == decides or has_all_kinds):
             raise UserError(
                 f"metrics.{metric}: expected a figure of {SUMMARY}, found {', '.join(known) or 'none'} in "
-                f"{cell.folder}{nearest(metric, known)}; cells that have ended are kept"
+                f"{ended[0].folder}{nearest(metric, known)}; cells that have ended are kept"
             )
+
+
+def _kind(cell: Cell) -> tuple[str, ...]:
+    """Equal for cells that have the same figures: of one method, by recipes of the same keys."""
+    tree = cell.recipe.model_dump(exclude_none=True)
+    return cell.recipe.method["name"], *(key for key, _ in leaves(tree))
 
 
 def _in_parallel(work: Callable[[Cell], Outcome], cells: Sequence[Cell], jobs: int) -> Generator[Outcome]:

@@ -1,6 +1,6 @@
 """What the loss reads of a batch of rows, as one run supplies it: its sampling, oracle, anchors and seeds."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from alignment.anchors import AnchorSet
+from alignment.arguments import AlignmentArguments
 from alignment.batches import blanks_filled
-from alignment.data import Batch
+from alignment.data import Batch, EncodedRow
 from alignment.policies import CausalLMPolicy
 from alignment.seeds import seed_of
 from alignment.stages import (
@@ -27,6 +28,26 @@ from alignment.types import Needs, Oracle
 
 KL_PROMPTS = 64
 """Held-out prompts on which an evaluation estimates the KL to the reference: sampling costs more than scoring."""
+
+KL_LENGTH = "min(max_new_tokens, max_completion_length) (for the KL to the reference)"
+"""What sets the longest answer to them where responses come from data; see :func:`alignment.batches.check_context`."""
+
+
+def prompts_of_kl(
+    rows: Sequence[EncodedRow], needs: Needs, args: AlignmentArguments, *, is_base: bool
+) -> Sequence[EncodedRow]:
+    """Those of the held-out rows that an evaluation has answered for the KL to the reference, in whole batches.
+
+    Args:
+        rows: held out.
+        needs: of the method; one that reads no reference has none.
+        args: where log-probs are stored no model of the reference is left to ask, but for an adapter's base.
+        is_base: whether the reference is the base of an adapter.
+    """
+    if "ref" not in needs.anchor_columns() or (args.store_anchors and not is_base):
+        return ()
+    together = args.eval_batch_size * args.world_size
+    return rows[: -(-KL_PROMPTS // together) * together]
 
 
 class Annotator:

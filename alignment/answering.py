@@ -6,7 +6,6 @@ say the same, and where they do not, what they say would be matched: the mean ov
 """
 
 import dataclasses
-import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -34,6 +33,7 @@ from alignment.rounds import answered_chunks
 from alignment.sample import Answered, model_outputs
 from alignment.seeds import seeds_of
 from alignment.trained import TrainedModel, find_model
+from alignment.weights import forget_models
 
 # Prompts between two writes; an engine that fills its own batches is given more at once.
 _CHUNK = {"transformers": 8, "vllm": 256}
@@ -148,8 +148,7 @@ def sample_answers(
             progress(what, len(done), len(rows))
         if player.model is not None:
             # One model in memory at a time.
-            gc.collect()
-            torch.cuda.empty_cache()
+            forget_models()
     return done
 
 

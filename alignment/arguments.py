@@ -75,7 +75,8 @@ class AlignmentArguments(TrainingArguments):
     Attributes:
         num_completions: responses sampled for a prompt.
         temperature: of the sampler; infinite (uniform) only with ``engine="enumerate"``.
-        max_new_tokens: the longest sampled response, in tokens.
+        max_new_tokens: the longest sampled response, in tokens; that of an evaluation for the KL to the reference is no
+            longer than ``max_completion_length`` where responses come from data.
         engine: ``transformers``, ``vllm`` or ``openai``, or ``enumerate`` for all of ``responses`` with their exact
             probabilities.
         engine_options: of that engine (:mod:`alignment.generation.options`); ``None`` for its defaults.
@@ -157,6 +158,13 @@ class AlignmentArguments(TrainingArguments):
         if self.win_rate_max_new_tokens is not None:
             return self.win_rate_max_new_tokens
         return self.max_new_tokens if needs.samples_in_batches else self.max_completion_length
+
+    def longest_sample(self, needs: Needs) -> int:
+        """Tokens of an answer that is sampled for training or for the KL to the reference, at most.
+
+        Where responses come from data the policy is asked for no longer ones than it learns from.
+        """
+        return self.max_new_tokens if needs.samples_in_batches else min(self.max_new_tokens, self.max_completion_length)
 
     def sampling(self) -> Sampling:
         """How responses are drawn."""

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
+from alignment.annotator import KL_LENGTH, prompts_of_kl
 from alignment.arguments import AlignmentArguments
 from alignment.batches import WIN_RATE_LENGTH, check_context, check_feedback, num_positions, rows_to_encode
 from alignment.boundaries import Boundary, boundaries_of
@@ -122,12 +123,12 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
         findings.append(_check_eos(recipe.policy, encoded.rows, tokenizer))
         findings.append(_check_merges(rows, tokenizer))
         findings += _check_truncation(recipe, encoded, len(rows))
-        if recipe.sampling.engine != "enumerate" and (_samples(recipe) or _is_judged(recipe)):
+        if recipe.sampling.engine != "enumerate":
             asked = rows_to_encode(data.evaluation, method.needs, args)
             held_out = (
                 _attempt("encoding", lambda: encode_as_asked(asked, tokenizer, recipe.data)[0].rows) if asked else ()
             )
-            findings += _check_room(recipe, encoded.rows, held_out)
+            findings += _check_room(recipe, args, encoded.rows, held_out)
         findings.append(_check_learning_rate(recipe, args, len(encoded.rows)))
         findings.append(_check_reference(recipe, tokenizer))
         if recipe.policy.lora is not None:
@@ -348,13 +349,21 @@ def _truncation_faults(encoded: EncodeResult, lost: float, longest: int, positio
         )
 
 
-def _check_room(recipe: Recipe, rows: Sequence[EncodedRow], held_out: Sequence[EncodedRow]) -> Iterator[Finding]:
-    """For the answers that are learned from, and for those to held-out prompts, which a win rate compares."""
-    longest = recipe.sampling.max_new_tokens if _samples(recipe) else 0
-    if longest:
-        yield _room(recipe.policy, (*rows, *held_out), longest, "prompt", "max_new_tokens")
-    if held_out and _is_judged(recipe) and recipe.longest_answer > longest:
-        yield _room(recipe.policy, held_out, recipe.longest_answer, "held-out prompt", WIN_RATE_LENGTH)
+def _check_room(
+    recipe: Recipe, args: AlignmentArguments, rows: Sequence[EncodedRow], held_out: Sequence[EncodedRow]
+) -> Iterator[Finding]:
+    """For the answers that are learned from, and for those to held-out prompts: for the KL, and for a win rate."""
+    needs, policy, samples = recipe.build_method().needs, recipe.policy, _samples(recipe)
+    longest = args.longest_sample(needs)
+    if samples:
+        yield _room(policy, (*rows, *held_out), longest, "prompt", "max_new_tokens")
+    else:
+        is_base = policy.lora is not None and policy.ref_model is None
+        asked = prompts_of_kl(held_out, needs, args, is_base=is_base)
+        if asked:
+            yield _room(policy, asked, longest, "held-out prompt", KL_LENGTH)
+    if held_out and _is_judged(recipe) and not (samples and recipe.longest_answer <= longest):
+        yield _room(policy, held_out, recipe.longest_answer, "held-out prompt", WIN_RATE_LENGTH)
 
 
 def _room(policy: PolicySpec, rows: Sequence[EncodedRow], length: int, kind: str, named: str) -> Finding:

@@ -51,7 +51,7 @@ def write_header(folder: Path, recipe: str, checkpoint: Path | None) -> None:
         # What was logged after the checkpoint will be logged again; a line may be torn where the run was killed.
         step = int(checkpoint.name.removeprefix("checkpoint-"))
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_whole(metrics, "".join(line for line in lines if 0 < json.loads(line)["step"] <= step))
+        write_whole(metrics, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def write_summary(
@@ -97,7 +97,7 @@ def run_card(recipe: Recipe, *, before: Mapping[str, float], after: Mapping[str,
 
 
 class RunFiles(TrainerCallback):
-    """Appends every log line to ``metrics.jsonl`` as JSON, and puts the recipe into every checkpoint.
+    """Writes every log line to ``metrics.jsonl`` as JSON, one of step 0 first, and the recipe into every checkpoint.
 
     Args:
         folder: the run folder.
@@ -111,9 +111,21 @@ class RunFiles(TrainerCallback):
         self.labels = labels
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **self.labels, **logs}) + "\n")
+        if not state.is_world_process_zero:
+            return
+        metrics, line = self.folder / "metrics.jsonl", json.dumps({"step": state.global_step, **self.labels, **logs})
+        if state.global_step == 0 and metrics.exists():
+            # A continuation evaluates its start anew, and may do so by another oracle.
+            lines = metrics.read_text().splitlines(keepends=True)
+            write_whole(metrics, "".join([f"{line}\n", *(other for other in lines if not self._is_start(other))]))
+            return
+        with metrics.open("a") as file:
+            file.write(f"{line}\n")
+
+    def _is_start(self, line: str) -> bool:
+        """Whether a line is of step 0, and of this training among those that share the file."""
+        values = json.loads(line)
+        return values["step"] == 0 and self.labels.items() <= values.items()
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

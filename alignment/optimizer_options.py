@@ -7,6 +7,7 @@ nobody reads.
 import copy
 import enum
 import functools
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from alignment.errors import UserError
 
@@ -63,13 +65,37 @@ def check_follows_steps(scheduler: Any, iteration_steps: int) -> None:
         )
 
 
-def naming_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
-    """While the context is open, a fault of the optimizer is said with the keys that ask for it."""
+class NamingTrainer(Trainer):
+    """transformers' Trainer, which says a fault of optimizer or scheduler with the keys that ask for it.
+
+    Some show only when training begins: GaLore looks in the model for ``optim_target_modules``.
+    """
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """See Trainer.
+
+        Raises:
+            UserError: if what ``args`` describe makes none.
+        """
+        with _naming_optimizer(self.args):
+            # Older releases take no argument.
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """See Trainer.
+
+        Raises:
+            UserError: if what ``args`` describe makes none.
+        """
+        with _naming_scheduler(self.args):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+
+def _naming_optimizer(args: TrainingArguments) -> AbstractContextManager[None]:
     return _naming("training.optim, training.optim_args", "an optimizer", args.optim, args.optim_args)
 
 
-def naming_scheduler(args: TrainingArguments) -> AbstractContextManager[None]:
-    """The same of the scheduler."""
+def _naming_scheduler(args: TrainingArguments) -> AbstractContextManager[None]:
     keys = "training.lr_scheduler_type, training.lr_scheduler_kwargs"
     return _naming(keys, "a scheduler", args.lr_scheduler_type, args.lr_scheduler_kwargs)
 
@@ -109,7 +135,7 @@ def _no_model() -> Any:
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
-    with naming_optimizer(args), suppress(_ModelNeeded):
+    with _naming_optimizer(args), suppress(_ModelNeeded):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, _no_model())
         _check_options(args, settings)
         # The others are made of the whole model.
@@ -161,12 +187,18 @@ def _number() -> nn.Parameter:
 
 def _check_scheduler(args: TrainingArguments, iteration_steps: int) -> None:
     options = args.lr_scheduler_kwargs
-    with naming_scheduler(args):
+    with _naming_scheduler(args):
         scheduler = _make_scheduler(args, options)
         for function in scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else ():
             for step in range(_STEPS):
                 function(step)
     check_follows_steps(scheduler, iteration_steps)
+    if args.warmup_steps and not _warms_up(args):
+        raise UserError(
+            f"training.warmup_steps: expected 0 for '{_name(args.lr_scheduler_type)}', which does not warm up, got "
+            f"{args.warmup_steps:g}; write training.lr_scheduler_type=constant_with_warmup (or linear, cosine, ...), "
+            "or training.warmup_steps=0"
+        )
     if options and not _reads_options(args):
         raise UserError(
             f"training.lr_scheduler_kwargs: expected none for '{_name(args.lr_scheduler_type)}', which reads none, got "
@@ -181,6 +213,12 @@ def _reads_options(args: TrainingArguments) -> bool:
     except TypeError:
         return True
     return False
+
+
+def _warms_up(args: TrainingArguments) -> bool:
+    """Transformers hands the steps to whatever takes them."""
+    make = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(args.lr_scheduler_type)]
+    return "num_warmup_steps" in inspect.signature(make).parameters
 
 
 def _make_scheduler(args: TrainingArguments, options: Any) -> Any:

@@ -4,7 +4,6 @@ A round goes answers -> preferences -> one model for each fit of the method; the
 made an artefact is a function of the round alone, so that each stage can be done, skipped or refused by itself.
 """
 
-import gc
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +35,7 @@ from alignment.rounds import answer_prompts, compare_answers
 from alignment.seeds import seed_of, seeds_of
 from alignment.trainer import PreferenceTrainer
 from alignment.types import Oracle, Past
-from alignment.weights import TrainableWeights
+from alignment.weights import TrainableWeights, forget_models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +237,7 @@ class Player:
         if stage == "annotate":
             # The trainer stores what it reads; a later fit starts from a model that is not there yet.
             self._make_trainer(number, 0)
+            forget_models()
         if stage == "train":
             # The rounds are one training, whatever launches they are divided over.
             self._check_batch(self._start_of(number, 0))
@@ -249,9 +249,7 @@ class Player:
                     self._say(number, f"{self._name_of(index)}finished before, {described}")
                 else:
                     self._train(number, index, model)
-                    # A trainer and its callbacks know each other: its models would stay beside those of the next round.
-                    gc.collect()
-                    torch.cuda.empty_cache()
+                    forget_models()
                 # The next fit reads what the first process writes.
                 self.ranks.wait()
         # So do others.

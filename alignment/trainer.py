@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from alignment.anchors import AnchorSet, FrozenPolicy, own_anchors
-from alignment.annotator import KL_PROMPTS, Annotator
+from alignment.annotator import KL_LENGTH, KL_PROMPTS, Annotator, prompts_of_kl
 from alignment.arguments import AlignmentArguments
 from alignment.batches import (
     WIN_RATE_LENGTH,
@@ -66,7 +66,7 @@ from alignment.logps import choose_scoring, describe_scoring, has_dropout, score
 from alignment.methods import build_method
 from alignment.metrics import Means
 from alignment.optim import ExtraGradient
-from alignment.optimizer_options import check_follows_steps, check_optimizer, naming_optimizer, naming_scheduler
+from alignment.optimizer_options import NamingTrainer, check_follows_steps, check_optimizer
 from alignment.oracles import PanelOracle, num_questions, settle
 from alignment.policies import CausalLMPolicy
 from alignment.resumable import ResumableTrainer
@@ -84,7 +84,7 @@ logger = logging.getLogger(__name__)
 _CALIBRATION_PROMPTS = 128
 
 
-class PreferenceTrainer(ResumableTrainer):
+class PreferenceTrainer(NamingTrainer, ResumableTrainer):
     """Trains any method: the card says what the loss needs, and this loop supplies it.
 
     An iteration has as many optimizer steps as the method has stages, or as ``args.steps_per_rollout`` says.
@@ -189,6 +189,10 @@ class PreferenceTrainer(ResumableTrainer):
             limit = num_positions(model.config)
             if self.is_online:
                 check_context((*train_rows, *eval_rows), limit, max_new_tokens=args.max_new_tokens)
+            else:
+                is_base = ref_model is None and isinstance(model, PeftModel)
+                asked = prompts_of_kl(eval_rows, self.needs, args, is_base=is_base)
+                check_context(asked, limit, max_new_tokens=args.longest_sample(self.needs), named=KL_LENGTH)
             if judge is not None:
                 longest = args.longest_answer(self.needs)
                 check_context(eval_rows, limit, max_new_tokens=longest, named=WIN_RATE_LENGTH)
@@ -389,13 +393,13 @@ class PreferenceTrainer(ResumableTrainer):
     def _make_policy(
         self, module: nn.Module, temperature: float, *, top_k: int | None = None, max_new_tokens: int | None = None
     ) -> CausalLMPolicy:
-        """Who samples for a module, answers as long as in training unless another length is given."""
+        """Who samples for a module, answers as long as in training or for the KL unless another length is given."""
         return CausalLMPolicy(
             module,
             self._tokenizer(),
             stop_token_ids=self._stop_token_ids,
             temperature=temperature,
-            max_new_tokens=max_new_tokens or self.sampling.max_new_tokens,
+            max_new_tokens=max_new_tokens or self.args.longest_sample(self.needs),
             top_k=top_k,
             engine=self.engine,
         )
@@ -537,9 +541,7 @@ class PreferenceTrainer(ResumableTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer that ``args`` describe, wrapped for extragradient where the method has two stages."""
-        with naming_optimizer(self.args):
-            # Older releases take no argument.
-            optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
         if self.needs.stages > 1 and not isinstance(optimizer, ExtraGradient):
             self.optimizer = ExtraGradient(optimizer)
         return self.optimizer
@@ -561,8 +563,7 @@ class PreferenceTrainer(ResumableTrainer):
         """The scheduler that ``args`` describe; all steps of an iteration have the same learning rate."""
         is_iterated = self.iteration_steps > 1 and self.lr_scheduler is None
         num_points = num_training_steps // self.iteration_steps if is_iterated else num_training_steps
-        with naming_scheduler(self.args):
-            scheduler = super().create_scheduler(num_points, optimizer)
+        scheduler: Any = super().create_scheduler(num_points, optimizer)
         if not is_iterated:
             return scheduler
         check_follows_steps(scheduler, self.iteration_steps)

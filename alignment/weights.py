@@ -3,6 +3,7 @@
 For a LoRA adapter this is the adapter alone: a slow target, a past policy or another player costs no second base model.
 """
 
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,16 @@ from transformers.pytorch_utils import Conv1D
 
 from alignment.errors import UserError
 from alignment.sharding import assign, exchanged, gathered, parameters_of, whole
+
+
+def forget_models() -> None:
+    """Free models whose owners only know one another, and give their memory back to the device.
+
+    A trainer and its callbacks know each other. What torch keeps of what is freed it would use again by itself; vLLM,
+    in the same process, counts it as taken.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 class TrainableWeights:

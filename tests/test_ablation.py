@@ -47,6 +47,7 @@ if trouble.exists():
     print("Traceback (most recent call last):\\\\nalignment.errors.UserError: the disk is full\\\\nlast words")
     sys.exit(3)
 figures = {"accuracy": beta + seed / 100 - (1000 * rate - 1) ** 2, "loss": 1.0}
+figures |= {"of apo_zero": 2.0} if "name: apo_zero" in text else {}
 summary = {"before": {"accuracy": 0.5}, "after": figures, "seconds": 10.0, "oracle_calls": 108 + (beta == 0.3)}
 (folder / "summary.json").write_text(json.dumps(summary))
 """
@@ -329,6 +330,28 @@ def test_a_metric_that_no_cell_has_stops_after_the_first(tmp_path: Path) -> None
     assert run(load(tmp_path, **eight)).failed == () and all(len(lines) == 1 for lines in calls(tmp_path).values())
 
 
+def test_a_metric_that_is_shown_and_that_no_cell_can_have_stops_after_the_first(tmp_path: Path) -> None:
+    """Cells of one method have the same figures."""
+    eight = {"grid": {"method.beta": [0.1, 0.2, 0.3, 0.5]}}
+    message = r"metrics\.los: expected a figure of summary.json, found accuracy, loss in .*; did you mean 'loss'"
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            run(load(tmp_path, **eight, metrics={"accuracy": "higher", "los": "lower"}))
+        assert 1 <= len(calls(tmp_path)) <= 4
+    found = run(load(tmp_path, **eight, metrics={"accuracy": "higher", "loss": "lower"}))
+    assert found.failed == () and all(len(lines) == 1 for lines in calls(tmp_path).values())
+
+
+def test_a_metric_that_is_shown_may_be_one_of_another_method(tmp_path: Path) -> None:
+    """Of the second method alone here; where neither has it, the first cell of that one says so."""
+    methods = {"dpo": {}, "apo_zero": {"overrides": {"method.name": "apo_zero"}}}
+    metrics = {"accuracy": "higher", "of apo_zero": "lower"}
+    found = run(load(tmp_path, grid={}, variants=methods, overrides={"method.beta": 0.1}, metrics=metrics))
+    assert {row.variant: row.means["of apo_zero"] is None for row in found.rows} == {"dpo": True, "apo_zero": False}
+    with pytest.raises(UserError, match=r"metrics\.of kto: expected a figure .*, found accuracy, loss, of apo_zero in"):
+        run(load(tmp_path, grid={}, variants=methods, metrics={"accuracy": "higher", "of kto": "lower"}))
+
+
 def test_another_recipe_is_refused_where_a_cell_has_ended(story: Mapping[str, Any], tmp_path: Path) -> None:
     """By the key that differs, before anything is run; a new value or seed beside the others is none."""
     folder = tmp_path / "story"
@@ -385,7 +408,7 @@ def test_what_outlived_a_killed_call_is_waited_for(tmp_path: Path) -> None:
         while not any("another process is at work" in line for line in said):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        summary = {"before": {}, "after": {"accuracy": 0.7}, "seconds": 1.0, "oracle_calls": 1}
+        summary = {"before": {}, "after": {"accuracy": 0.7, "loss": 1.0}, "seconds": 1.0, "oracle_calls": 1}
         (cell.folder / "summary.json").write_text(json.dumps(summary))
     second.join(20.0)
     assert calls(tmp_path) == {}

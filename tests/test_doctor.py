@@ -75,7 +75,7 @@ def test_a_sound_recipe_passes_every_check(diagnose: Callable[..., Examination],
     examination = diagnose()
     assert examination.is_sound and not failed(examination)
     checks = ["options", "optimizer", "data", "held-out rows", "encoding", "template", "BOS", "EOS", "boundary"]
-    checks += ["truncation", "learning rate", "reference"]
+    checks += ["truncation", "room", "learning rate", "reference"]
     assert [finding.check for finding in examination.findings] == checks
     assert {finding.verdict for finding in examination.findings} == {"ok"}
     assert not (tmp_path / "run").exists(), "it writes nothing there"
@@ -181,12 +181,13 @@ def test_an_end_at_which_sampling_does_not_stop(diagnose: Callable[..., Examinat
 def test_truncation(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
     examination = diagnose("data.max_completion_length=64")
     found = failed(examination)
-    assert list(found) == ["truncation"] and "the model has 64 positions" in found["truncation"]
+    assert list(found) == ["truncation", "room"] and "the model has 64 positions" in found["truncation"]
+    assert "expected room for min(max_new_tokens, max_completion_length) (for the KL to the ref" in found["room"]
     assert [finding.verdict for finding in examination.findings if finding.check == "truncation"] == ["fail"]
     long = [{**line, "prompt": line["prompt"] + " number" * 40 * (i % 4 > 0)} for i, line in enumerate(LINES)]
     write_lines(tmp_path / "pairs.jsonl", long)
     found = failed(diagnose())
-    assert list(found) == ["truncation"] and "of the rows are left out" in found["truncation"]
+    assert list(found) == ["truncation", "encoding"] and "of the rows are left out" in found["truncation"]
 
 
 def test_truncation_that_leaves_no_difference(diagnose: Callable[..., Examination], tmp_path: Path) -> None:
@@ -222,6 +223,10 @@ def test_numbers_far_from_the_paper(
         ("training.optim_args=foo", "training.optim, training.optim_args: expected what makes an optimizer"),
         ("training.optim_args='beta1=0.5'", "got beta1, which would change nothing"),
         ("training.lr_scheduler_kwargs={foo: 1}", "expected what makes a scheduler, got 'linear'"),
+        (
+            "training={learning_rate: 1e-6, lr_scheduler_type: constant, warmup_steps: 0.1}",
+            "write training.lr_scheduler_type=constant_with_warmup (or",
+        ),
     ],
 )
 def test_options_of_no_optimizer(diagnose: Callable[..., Examination], override: str, said: str) -> None:
@@ -395,11 +400,12 @@ def test_no_room_for_an_answer_that_is_only_judged(diagnose: Callable[..., Exami
     assert list(found) == ["room"]
     assert "expected room for win_rate_max_new_tokens (in a recipe evaluation.max_new_tokens) = 64" in found["room"]
     assert "20 of 20 prompts leave none" in found["room"]
-    (room,) = [
-        finding.text for finding in diagnose(*long, "evaluation.max_new_tokens=32").findings if finding.check == "room"
-    ]
-    assert room.startswith("an answer of 32 tokens fits behind the longest held-out prompt, of ")
-    assert "room" not in [finding.check for finding in diagnose("data.eval_fraction=0.5").findings], "nobody judges"
+    fits = diagnose(*long, "evaluation.max_new_tokens=31").findings
+    rooms = [finding.text for finding in fits if finding.check == "room"]
+    for_the_kl, judged = (f"an answer of {n} tokens fits behind the longest held-out prompt, of " for n in (32, 31))
+    assert [text.startswith(said) for text, said in zip(rooms, (for_the_kl, judged), strict=True)] == [True, True]
+    without_reference = diagnose("data.eval_fraction=0.5", "method={name: orpo, weight: 1.0}").findings
+    assert "room" not in [finding.check for finding in without_reference], "nobody judges"
 
 
 def test_held_out_answers_may_be_longer_than_in_training(diagnose: Callable[..., Examination], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Iterative recipes from one command: three rounds, redone only where something is missing, refused when it changed."""
 
+import gc
 import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from alignment import iterative, loop, players
+from alignment.artefacts import Artefact
 from alignment.config import load_recipe
 from alignment.errors import UserError
 from alignment.folders import RunResult
 from alignment.models import load_policy
 from alignment.oracles.rules import shorter
+from alignment.round_models import RoundModels
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -387,6 +391,35 @@ def test_annotate_leaves_a_finished_run_as_it_is(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop, "build_oracle", lambda *arguments: pytest.fail("somebody was asked"))
     loop.annotate(recipe)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+def test_no_model_of_a_fit_stays_beside_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether log-probs are stored or a policy is trained; nothing is collected here that does not ask for it."""
+    monkeypatch.setenv("ALIGNMENT_CACHE", str(tmp_path / "cache"))
+    load, make = RoundModels.load, players.Player._make_trainer
+    loaded: list[weakref.ref[Any]] = []
+    left: list[int] = []
+
+    def watch(self: RoundModels, policy: Artefact) -> Any:
+        model = load(self, policy)
+        loaded.append(weakref.ref(model))
+        return model
+
+    def count(self: players.Player, number: int, index: int) -> Any:
+        left.append(sum(model() is not None for model in loaded))
+        return make(self, number, index)
+
+    monkeypatch.setattr(RoundModels, "load", watch)
+    monkeypatch.setattr(players.Player, "_make_trainer", count)
+    overrides = (*SMALL, *PLAYERS, players_of(SHORTER, LONGER), "anchors.store=true", f"output_dir={tmp_path / 'run'}")
+    recipe = load_recipe(ROOT / "recipes/mnpo/tiny.yaml", overrides).recipe
+    gc.disable()
+    try:
+        for stage in ("rollout", "judge", "annotate", "train"):
+            loop.annotate(recipe) if stage == "annotate" else loop.run_stage(recipe, stage)
+    finally:
+        gc.enable()
+    assert left == [0, 0, 0, 0] and len(loaded) > 4
 
 
 def test_annotate_needs_a_store(tmp_path: Path) -> None:

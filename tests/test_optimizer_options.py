@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from alignment.errors import UserError
@@ -43,6 +43,34 @@ def check(folder: Path, settings: Mapping[str, Any], *, iteration_steps: int = 1
 )
 def test_what_transformers_makes_passes(settings: dict[str, Any], tmp_path: Path) -> None:
     check(tmp_path, settings)
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])
+def test_steps_of_a_warm_up_that_nobody_reads_are_refused(name: str, tmp_path: Path) -> None:
+    """Of each scheduler: the first steps of two trainings with and without a warm-up decide whether it is read."""
+    needed = {"warmup_stable_decay": {"num_decay_steps": 5}, "cosine_with_min_lr": {"min_lr": 0.1}}
+    needed["cosine_warmup_with_min_lr"] = needed["cosine_with_min_lr"]
+    settings = {"lr_scheduler_type": name, "lr_scheduler_kwargs": needed.get(name), "eval_strategy": "steps"}
+    rates = []
+    for steps in (0, 4):
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, warmup_steps=steps, **settings)
+        trainer = Trainer(model=nn.Linear(2, 2), args=args, eval_dataset=[0])
+        trainer.create_optimizer()
+        trainer.create_scheduler(20)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    check(tmp_path, settings)
+    if rates[0] != rates[1]:
+        check(tmp_path, settings | {"warmup_steps": 4})
+        check(tmp_path, settings | {"warmup_steps": 0.2})
+        return
+    assert name in ("constant", "reduce_lr_on_plateau", "greedy")
+    for steps in (4, 0.2):
+        with pytest.raises(UserError) as caught:
+            check(tmp_path, settings | {"warmup_steps": steps})
+        assert str(caught.value) == (
+            f"training.warmup_steps: expected 0 for '{name}', which does not warm up, got {steps}; write training."
+            "lr_scheduler_type=constant_with_warmup (or linear, cosine, ...), or training.warmup_steps=0"
+        )
 
 
 OPTIMIZER = "training.optim, training.optim_args: expected what makes an optimizer, got "

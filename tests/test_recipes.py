@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from alignment.config import build_arguments, load_recipe, recipes_folder, shipped_recipes
 from alignment.config.ablation import load_ablation
@@ -15,6 +16,7 @@ from alignment.config.evaluation import load_evaluation_recipe
 from alignment.config.fitting import load_reward_recipe, load_sft_recipe
 from alignment.config.parsing import read_mapping
 from alignment.doctor import _check_learning_rate, _check_numbers
+from alignment.optimizer_options import check_optimizer
 
 FOLDER = recipes_folder()
 RECIPES = [path.as_posix() for path in shipped_recipes()]
@@ -77,6 +79,15 @@ def test_the_doctor_fails_none_of_its_numbers(name: str) -> None:
     recipe = load_recipe(FOLDER / name).recipe
     findings = [*_check_numbers(recipe), _check_learning_rate(recipe, build_arguments(recipe), num_rows=10_000)]
     assert not [finding.text for finding in findings if finding.verdict == "fail"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("evaluation/")])
+def test_its_optimizer_and_its_scheduler_read_all_of_their_options(name: str) -> None:
+    loaded = load(name)
+    recipes = [cell.recipe for cell in loaded.cells] if name.startswith("ablations/") else [loaded.recipe]
+    for recipe in recipes:
+        settings = {"output_dir": recipe.output_dir, "use_cpu": True, **recipe.training}
+        check_optimizer(TrainingArguments(**settings))
 
 
 @pytest.mark.parametrize("name", RECIPES)

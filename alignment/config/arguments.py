@@ -42,7 +42,10 @@ def build_arguments(recipe: Recipe, *, output_dir: str | None = None) -> Alignme
             steps_per_rollout=sampling.steps_per_rollout,
             average_decay=None if recipe.average is None else recipe.average.decay,
             max_prompt_length=recipe.data.max_prompt_length,
-            max_completion_length=recipe.data.max_completion_length,
+            # The responses that a round learns from are those that it has sampled.
+            max_completion_length=sampling.max_new_tokens
+            if recipe.samples_in_rounds
+            else recipe.data.max_completion_length,
             store_anchors=recipe.anchors.store,
             scoring_layout=recipe.scoring.layout,
             scoring_logits=recipe.scoring.logits,

@@ -19,6 +19,7 @@ from alignment.files import write_json
 from alignment.fitting.setup import WRITTEN_LAST, build_config, print_table
 from alignment.folders import RunFiles, RunResult, check_begins_or_continues, write_header
 from alignment.models import load_policy, load_tokenizer, lora_config
+from alignment.optimizer_options import NamingTrainer
 from alignment.preparation import encode_aloud, prepare_data, write_report
 from alignment.progress import run_console
 from alignment.ranks import Ranks
@@ -29,6 +30,10 @@ from alignment.weights import naming_targets
 _SHOWN = {"eval_loss": "loss, nats a token", "eval_mean_token_accuracy": "token accuracy"}
 # The label that torch's cross entropy leaves out.
 _IGNORED = -100
+
+
+class _Trainer(NamingTrainer, SFTTrainer):
+    """TRL's."""
 
 
 def run(recipe: SFTRecipe) -> RunResult:
@@ -60,7 +65,7 @@ def run(recipe: SFTRecipe) -> RunResult:
     adapter = None if recipe.policy.lora is None else lora_config(recipe.policy.lora, "CAUSAL_LM")
     # TRL makes the adapter itself: in what precision is a matter of the launch.
     with nullcontext() if adapter is None else naming_targets(model, adapter):
-        trainer = SFTTrainer(
+        trainer = _Trainer(
             model=model,
             args=args,
             train_dataset=as_dataset(train_set),
@@ -69,8 +74,9 @@ def run(recipe: SFTRecipe) -> RunResult:
             peft_config=adapter,
             callbacks=[RunFiles(folder, recipe.to_yaml())],
         )
-    # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes.
-    trainer.args.eval_on_start = bool(eval_set)
+    # Not by evaluate(): a model that was prepared for it is not prepared for training on several processes. What is
+    # continued has its start in its log.
+    trainer.args.eval_on_start = bool(eval_set) and checkpoint is None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     before = _shown(next(line for line in trainer.state.log_history if "eval_loss" in line)) if eval_set else {}
     after = _shown(trainer.evaluate()) if eval_set else {}

@@ -48,6 +48,10 @@ _SEQUENCES_AT_ONCE = 64
 _PAGE_TOKENS = 256
 _POLL_SECONDS = 0.05
 
+# Of what probabilities are multiples where they are summed as integers: the sum of all, 1 but for rounding, fits in 63
+# bits, and a number of 53 bits times that sum rounds to less than it.
+_UNITS = 2.0**62
+
 
 class SeededDraw(LogitsProcessor):
     """Draws the next token of every sequence by numbers of its own, and leaves no other possible.
@@ -68,7 +72,7 @@ class SeededDraw(LogitsProcessor):
     ) -> None:
         size = (num_completions, decoding.max_new_tokens)
         uniforms_NT = np.concatenate([np.random.default_rng(seed).random(size) for seed in seeds])
-        # In float32 the sum would lose the unlikely tokens of a large vocabulary; Apple's devices have no float64.
+        # In float32 unlikely tokens of a large vocabulary would be lost; Apple's devices have no float64.
         self.uniforms_NT = torch.from_numpy(uniforms_NT).to("cpu" if device.type == "mps" else device)
         self.width = width
 
@@ -78,15 +82,19 @@ class SeededDraw(LogitsProcessor):
         Raises:
             UserError: if they are no numbers.
         """
-        sums_NV = scores.to(self.uniforms_NT.device).softmax(-1, dtype=torch.float64).cumsum(-1)
-        if not sums_NV[:, -1].isfinite().all():
+        probs_NV = scores.to(self.uniforms_NT.device).softmax(-1, dtype=torch.float64)
+        # One logit that is no number makes all of its row so.
+        if not probs_NV[:, -1].isfinite().all():
             raise UserError(
                 "expected finite logits where an answer is sampled, found others: the weights have diverged; lower "
                 "training.learning_rate, or warm up (training.warmup_steps)"
             )
+        # Integers: in whatever order they are added the sums are the same, where a GPU adds floats in one that torch
+        # refuses under full_determinism.
+        sums_NV = probs_NV.mul_(_UNITS).long().cumsum_(-1)
         drawn = input_ids.shape[1] - self.width
         # Rounded, the sum of all is not 1.
-        uniforms_N1 = self.uniforms_NT[:, drawn : drawn + 1] * sums_NV[:, -1:]
+        uniforms_N1 = (self.uniforms_NT[:, drawn : drawn + 1] * sums_NV[:, -1:]).long()
         tokens_N1 = torch.searchsorted(sums_NV, uniforms_N1, right=True).to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens_N1, 0.0)
 

@@ -8,6 +8,7 @@ paper's equations are [second-hand].
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignment.functional import policy_gradient_loss, response_weights
@@ -39,11 +40,19 @@ def nash_md_token_loss(x: LossInputs, ref_BGT: Tensor, *, tau: float) -> LossOut
     """
     logps_BGT, _ = x.tokens()
     log_ratios_BGT = (logps_BGT - ref_BGT).detach()
-    to_go_BGT = log_ratios_BGT.flip(-1).cumsum(-1).flip(-1)
-    returns_BGT = (x.wins_BG - 0.5)[..., None] - tau * to_go_BGT
+    returns_BGT = (x.wins_BG - 0.5)[..., None] - tau * _to_go(log_ratios_BGT)
     weights_BG = response_weights(x)
     loss_B = -(weights_BG * (returns_BGT * logps_BGT).sum(-1)).sum(1)
     return LossOutput(loss_B=loss_B, weight_B=(weights_BG.sum(1) > 0).to(loss_B.dtype))
+
+
+def _to_go(values_BGT: Tensor) -> Tensor:
+    """Of each token the sum from it on; by additions alone, as on a GPU torch's ``cumsum`` has no order of its own."""
+    summed = 1
+    while summed < values_BGT.shape[-1]:
+        values_BGT = values_BGT + F.pad(values_BGT[..., summed:], (0, summed))
+        summed *= 2
+    return values_BGT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
+from alignment.optimizer_options import NamingTrainer
 from alignment.oracles.models import end_logits
 from alignment.rewards.pairs import TextPair
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class _Trainer(NamingTrainer, RewardTrainer):
+    """TRL's."""
 
 
 class TextBradleyTerry:
@@ -44,7 +49,7 @@ class TextBradleyTerry:
 
     def trainer(self, pairs: Sequence[TextPair], held_out: Sequence[TextPair] = ()) -> RewardTrainer:
         """TRL's trainer on our token ids."""
-        return RewardTrainer(
+        return _Trainer(
             model=self.model,
             args=self.make_arguments(),
             train_dataset=as_dataset(pairs),

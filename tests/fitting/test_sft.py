@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from alignment.cli import main
 from alignment.config.fitting import load_sft_recipe
@@ -126,6 +128,10 @@ def test_what_cannot_be_honoured_is_one_line(
         ),
         ("training.lr_scheduler_kwargs={foo: 1}", "training.lr_scheduler_kwargs: expected what makes a scheduler, got"),
         ("training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs: expected what makes a sched"),
+        (
+            "training={lr_scheduler_type: constant, warmup_steps: 20}",
+            "training.warmup_steps: expected 0 for 'constant', which does not warm up, got 20; write",
+        ),
     ],
 )
 def test_options_of_no_optimizer_and_no_scheduler(
@@ -140,17 +146,43 @@ def test_options_of_no_optimizer_and_no_scheduler(
     assert stop.value.code == 2 and line.startswith("error: ") and message in line
 
 
+def find_nothing(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict[str, Any]]:
+    """As GaLore does where the model has no such modules."""
+    assert model is not None
+    list(model.named_modules())
+    raise ValueError(f"None of the target modules were found! ({args.optim_target_modules})")
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "reward"])
+def test_a_fault_of_the_optimizer_that_only_the_model_shows(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each command one line."""
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(find_nothing))
+    recipe = write(tmp_path, separable_pairs())
+    if command == "train":
+        recipe.write_text(recipe.read_text() + "method: {name: dpo, beta: 0.1}\nschedule: {kind: offline}\n")
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(recipe), "training.optim_target_modules=nowhere"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: training.optim, training.optim_args: expected what makes an optimizer, got 'adamw_torch_fused' with no "
+        "options (None of the target modules were found! (nowhere))"
+    )
+
+
 def test_lora_saves_an_adapter_and_a_run_resumes(tmp_path: Path) -> None:
     path = write(tmp_path, separable_pairs())
     overrides = ["policy.lora.rank=4", "training.save_strategy=steps", "training.save_steps=4", "training.max_steps=4"]
     first = sft.run(load_sft_recipe(path, overrides).recipe)
     assert (first.model_folder / "adapter_config.json").exists()
     overrides = [*overrides[:3], "training.max_steps=8", "training.resume_from_checkpoint=last"]
-    sft.run(load_sft_recipe(path, overrides).recipe)
-    steps = [json.loads(line)["step"] for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
-    # Step 0 is the evaluation before training, which a resumed run repeats.
-    kept = [step for step in steps if step]
-    assert kept == sorted(kept) and kept[0] == 4 and kept[-1] == 8
+    second = sft.run(load_sft_recipe(path, overrides).recipe)
+    lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 4, 4, 4, 8, 8, 8]
+    # Before training, at its first end and at its last one: what is continued is not evaluated before.
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 8]
+    assert second.before == first.before
     with pytest.raises(UserError, match="expected a whole checkpoint to resume from"):
         sft.run(load_sft_recipe(path, [*overrides, f"output_dir={tmp_path / 'elsewhere'}"]).recipe)
 

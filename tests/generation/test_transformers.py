@@ -15,8 +15,9 @@ from transformers.generation.continuous_batching import continuous_api
 
 from alignment.errors import UserError
 from alignment.generation import Decoding, TransformersOptions, build_engine
-from alignment.generation.transformers import TransformersEngine
+from alignment.generation.transformers import SeededDraw, TransformersEngine
 from alignment.tiny import tiny_model, tiny_tokenizer
+from tests.determinism import Determined
 from tests.text.symbols import symbol_model
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
@@ -80,6 +81,23 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: LlamaForC
     turned = asked.answer(model, PROMPTS[::-1], decoding(), num_completions=3, seeds=[3, 2, 1])
     assert together == alone == turned[::-1]
     assert len({tuple(said) for said in together[0]}) > 1, "answers to one prompt are independent"
+
+
+def test_a_gpu_refuses_nothing_of_sampling_under_full_determinism(model: LlamaForCausalLM) -> None:
+    with Determined():
+        engine(continuous=False).answer(model, PROMPTS, decoding(top_k=7), num_completions=2, seeds=[1, 2, 3])
+
+
+@pytest.mark.parametrize("num_tokens", [5, 151_936])
+def test_the_numbers_at_both_ends_draw_the_first_and_the_last_possible_token(num_tokens: int) -> None:
+    """Numbers are 0 at least and 1 - 2^-53 at most; what has no probability is drawn by neither."""
+    logits_NV = torch.randn(64, num_tokens, generator=torch.Generator().manual_seed(0))
+    logits_NV[:, [0, -1]] = -torch.inf
+    draw = SeededDraw(range(64), 1, decoding(), 0, torch.device("cpu"))
+    for number, token in ((0.0, 1), (1 - 2.0**-53, num_tokens - 2)):
+        draw.uniforms_NT.fill_(number)
+        drawn_NV = draw(torch.zeros(64, 0, dtype=torch.long), logits_NV)
+        assert (drawn_NV.argmax(-1) == token).all() and (drawn_NV > -torch.inf).sum() == 64
 
 
 def test_weights_that_have_diverged_draw_nothing(model: LlamaForCausalLM) -> None:

@@ -18,6 +18,7 @@ from alignment.errors import MissingAnchorError, UserError
 from alignment.methods import build_method, load_card, method_names
 from alignment.methods._card import example_options
 from alignment.types import Feedback, LossInputs, LossOutput, Method, Needs
+from tests.determinism import Determined
 from tests.methods.runs import build, check_solution, load_tests, reaches_solution
 
 NAMES = method_names()
@@ -200,6 +201,12 @@ def test_shapes(method: Method) -> None:
     assert grad.isfinite().all() and output.loss_B.isfinite().all()
     for value_B in output.metrics.values():
         assert value_B.shape == (3,) and not value_B.requires_grad
+
+
+def test_a_gpu_refuses_nothing_under_full_determinism(method: Method) -> None:
+    """Neither in the loss nor in its gradient."""
+    with Determined():
+        value_and_grad(method, make_inputs(method))
 
 
 @pytest.mark.parametrize("junk", [1e4, float("nan")])

@@ -1,8 +1,8 @@
 """Tensors that say they are on a GPU, refuse to meet those of the CPU where a GPU's would, and are computed on the CPU.
 
 A backend of torch in Python, so that it shows without a GPU, and on real numbers, whether what a step needs is where it
-is needed. It is registered for a whole process, so this is a script (``tests/text/test_devices.py`` runs it). Kernels,
-autocast and streams of a GPU are not pretended.
+is needed, and whether it does what a GPU refuses under ``full_determinism``. It is registered for a whole process, so
+this is a script (``tests/text/test_devices.py`` runs it). Kernels, autocast and streams of a GPU are not pretended.
 """
 
 import json
@@ -26,6 +26,7 @@ from alignment.oracles import PanelOracle, RuleOracle
 from alignment.oracles.rules import paper_scissors_stone, shorter
 from alignment.tiny import tiny_model, tiny_tokenizer
 from alignment.trainer import PreferenceTrainer
+from tests.determinism import check_determined
 
 aten = torch.ops.aten
 # The device that torch leaves to others.
@@ -81,6 +82,8 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return 0  # by plain products
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     is_here = any(isinstance(tensor, OnGPU) for tensor in tensors)
+    if is_here:
+        check_determined(function, args, kwargs)
     strangers = [tensor for tensor in tensors if not isinstance(tensor, OnGPU)]
     if is_here and strangers and function not in _COPIES:
         if function in _INDEXED and isinstance(args[0], OnGPU):

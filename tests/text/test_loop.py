@@ -122,11 +122,18 @@ def test_bad_files_are_one_clear_line(case: str, tmp_path: Path, capsys: pytest.
     assert len(errors) == 1 and "pairs.jsonl" in errors[0] and expected in errors[0]
 
 
-@pytest.mark.parametrize("override", ["training.optim_args=foo", "training.lr_scheduler_kwargs={foo: 1}"])
-def test_options_of_no_optimizer_are_named_before_a_row_is_read(override: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.optim_args=foo", "expected what makes"),
+        ("training.lr_scheduler_kwargs={foo: 1}", "expected what makes"),
+        ("training={lr_scheduler_type: constant, warmup_steps: 0.1}", "expected 0 for 'constant', which does not warm"),
+    ],
+)
+def test_options_of_no_optimizer_are_named_before_a_row_is_read(override: str, said: str, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path, rows()), [override]).recipe
     (tmp_path / "pairs.jsonl").unlink()
-    with pytest.raises(UserError, match="expected what makes"):
+    with pytest.raises(UserError, match=said):
         loop.run(recipe)
 
 

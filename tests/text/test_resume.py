@@ -230,3 +230,15 @@ def test_another_recipe_does_not_continue_a_run(tmp_path: Path, monkeypatch: pyt
     loop.run(load_recipe("recipes/dpo/tiny.yaml", resumed).recipe)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines) == 4
+
+
+def test_the_evaluation_before_training_stands_first_and_once(tmp_path: Path) -> None:
+    """Also after a continuation, whose evaluation may say more."""
+    saved = ("training.save_strategy=steps", "training.save_steps=2", "training.logging_steps=1")
+    small_run(tmp_path, *saved)
+    judge = "evaluation={oracle: {kind: rule, rule: shorter}, num_prompts: 2, max_new_tokens: 4}"
+    small_run(tmp_path, *saved, judge, "training.max_steps=4", "training.resume_from_checkpoint=last")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps) and steps.count(0) == 1 and set(steps) == {0, 1, 2, 3, 4}
+    assert [line["step"] for line in lines if "eval_win_rate_vs_ref" in line] == [0, 4]

@@ -1,7 +1,8 @@
 """The win rate while training: of every kind of method, at the iterations asked for, and the best checkpoint by it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_prompts_alone_have_a_win_rate_and_no_loss(tmp_path: object) -> None:
 @pytest.mark.parametrize("key", ["win_rate_max_new_tokens", "max_completion_length"])
 def test_held_out_prompts_need_room_for_an_answer(key: str, tmp_path: object) -> None:
     """The symbol model has 16 positions; a prompt is one token. Only where somebody judges."""
-    method = {"name": "dpo", "beta": 0.1}
+    method = {"name": "orpo", "weight": 1.0}
     trainer = offline(method, tmp_path, **{key: 15})
     with pytest.raises(UserError, match=r"room for win_rate_max_new_tokens .* = 16 .* in the 16 positions .* 8 of 8 "):
         offline(method, tmp_path, **{key: 16})
@@ -126,6 +127,29 @@ def test_held_out_prompts_need_room_for_an_answer(key: str, tmp_path: object) ->
     setattr(args, key, 16)
     rows = {"train_dataset": red_wins(), "eval_dataset": red_wins(), "processing_class": symbol_tokenizer()}
     assert PreferenceTrainer(model=trainer.model, args=args, method=method, **rows).match is None
+
+
+def test_the_kl_to_the_reference_needs_room_for_its_answers(tmp_path: object) -> None:
+    """Of the prompts that are answered for it, which are 64 here, and where a reference answers."""
+
+    def build(held_out: Sequence[Row] = red_wins(), name: str = "dpo", **lengths: Any) -> PreferenceTrainer:
+        method = {"dpo": {"name": "dpo", "beta": 0.1}, "orpo": {"name": "orpo", "weight": 1.0}}[name]
+        args = AlignmentArguments(output_dir=str(tmp_path), save_strategy="no", disable_tqdm=True, **lengths)
+        rows = {"train_dataset": red_wins(), "eval_dataset": held_out, "processing_class": symbol_tokenizer()}
+        return PreferenceTrainer(model=symbol_model(), args=args, method=method, **rows)
+
+    named = r"room for min\(max_new_tokens, max_completion_length\) .* = 16 .* in the 16 positions"
+    with pytest.raises(UserError, match=f"{named} .* 8 of 8 "):
+        build(max_new_tokens=16)
+    with pytest.raises(UserError, match=f"{named} .* 8 of 8 "):
+        build(max_completion_length=16)
+    assert build(max_completion_length=15).evaluate()["eval_kl_to_ref"] == pytest.approx(0.0, abs=1e-6)
+    assert "eval_kl_to_ref" not in build(max_new_tokens=16, name="orpo").evaluate()
+    assert "eval_kl_to_ref" not in build(max_new_tokens=16, store_anchors=True).evaluate()
+    longer = replace(red_wins()[0], prompt=(Turn("user", "question question"),))
+    build((*red_wins() * 8, longer), max_new_tokens=15)
+    with pytest.raises(UserError, match=r"1 of 64 prompts leave none, the longest has 2 "):
+        build((longer, *red_wins() * 8), max_new_tokens=15)
 
 
 OFFLINE = "evaluation={every: 2, oracle: {kind: rule, rule: shorter}, num_prompts: 5, max_new_tokens: 4}"
