@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from alignment.errors import UserError
 from alignment.methods import Options, build_method, load_card, method_names, option
-from alignment.methods._card import example_options, nearest
+from alignment.methods._card import example_options
 from alignment.methods.dpo import DPO
 from alignment.types import Method, Needs
+from alignment.values import nearest_or_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +200,11 @@ def test_examples_come_from_the_options() -> None:
         assert isinstance(method, Method) and method.needs.feedback
 
 
-def test_nearest_lists_short_lists_only() -> None:
+def test_all_names_are_listed_where_they_are_few() -> None:
     """Twelve names fit into a message; forty do not."""
-    assert nearest("bta", ("beta", "tau")) == "; did you mean 'beta'?"
-    assert nearest("zzz", ("b", "a")) == " (known: a, b)"
-    assert nearest("zzz", tuple(f"name_{i}" for i in range(13))) == ""
+    assert nearest_or_all("bta", ("beta", "tau")) == "; did you mean 'beta'?"
+    assert nearest_or_all("zzz", ("b", "a")) == " (known: a, b)"
+    assert nearest_or_all("zzz", tuple(f"name_{i}" for i in range(13))) == ""
 
 
 def test_building_keeps_the_callers_block() -> None:
