@@ -29,7 +29,7 @@ from alignment.preparation import prepare_data
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-LINKED = [*PAGES, ROOT / "README.md", ROOT / "recipes" / "README.md"]
+LINKED = [*PAGES, *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"]
 
 _FENCE = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # The text game supervises its model first, which takes half a minute where it is not cached.
