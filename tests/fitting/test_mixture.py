@@ -31,7 +31,7 @@ def test_the_run_folder_holds_every_model(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.slow
 def test_two_groups_are_found_on_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Eight annotators, half of whom want the opposite: all in their group, and each group's model is right.
+    """Invariant 101: eight annotators, half of whom want the opposite: all in their group, each group's model is right.
 
     The first start deals two of each kind to each group and learns nothing; a later one finds them.
     """

@@ -1,5 +1,5 @@
-"""The value, the best response, the gap, and what a game refuses. Numbers in brackets: docs of the invariants they
-check.
+"""The value, the best response, the gap, and what a game refuses. Numbers in brackets: rows of
+docs/invariants.md.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Closed-form updates against the theorems that are stated about them. ``[n]`` is the number of the invariant."""
+"""Closed-form updates against the theorems that are stated about them. ``[n]`` is row n of docs/invariants.md."""
 
 from collections.abc import Callable
 

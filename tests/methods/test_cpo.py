@@ -20,7 +20,7 @@ from tests.methods.problem import Array, Problem, pair_inputs
 
 OPTIONS = {"beta": 1.0, "gamma": 0.02}
 
-# The two-response example (reproductions, section 8): ref .1/.9, reward difference .3, beta .5.
+# The two-response example of docs/invariants.md, rows 78 to 81: ref .1/.9, reward difference .3, beta .5.
 BETA, DR = 0.5, 0.3
 REF = [math.log(0.1), math.log(0.9)]
 DELTA_REF = REF[0] - REF[1]

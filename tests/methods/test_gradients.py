@@ -2,8 +2,8 @@
 
 One context with three actions is small enough to list every group of G responses, every J responses of the opponent and
 every verdict of a single annotator, each with its probability: equality is to rounding, not within sampling error. The
-exact gradient is that of the expected loss in :data:`EXPECTED`, written from the formula of the method notes and not
-from our code. A new method that samples joins :data:`EXPECTED`, or :data:`UNPROVEN` with its reason.
+exact gradient is that of the expected loss in :data:`EXPECTED`, written from the formulas of docs/methods/ and not from
+our code. A new method that samples joins :data:`EXPECTED`, or :data:`UNPROVEN` with its reason.
 """
 
 import itertools

@@ -27,7 +27,7 @@ def test_value_of_the_sum() -> None:
 
 
 def test_value_of_the_mean() -> None:
-    """Decision D1: h = 0.5/2 - (-0.8)/4 = 0.45, loss 0.55^2 = 0.3025; the mean is the default."""
+    """h = 0.5/2 - (-0.8)/4 = 0.45, loss 0.55^2 = 0.3025; the mean is the default."""
     x = pair_inputs(logps=LOGPS, ref=REF, lengths=LENGTHS)
     assert IPO(tau=0.5).loss(x).loss_B.item() == pytest.approx(0.3025, abs=1e-12)
 

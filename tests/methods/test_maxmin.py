@@ -64,7 +64,7 @@ def test_a_constant_on_one_reward_changes_the_answer() -> None:
 def test_calibrated_rewards_forget_the_constant() -> None:
     """Invariant 104: z-scores on samples of the reference take a constant away, so the answer stays (1e-10).
 
-    This release ships no reward models; the calibration is written out here, as it has to precede any minimum.
+    Written out here, on exact expectations; `tests/text/test_groups.py` has that of the training loop.
     """
 
     def calibrated(scores: list[list[float]]) -> PanelGame:

@@ -46,7 +46,7 @@ def test_without_weight_it_is_fine_tuning() -> None:
 @pytest.mark.parametrize("certain", [0.0, -1e-300, -1e-20, -1e-9])
 @pytest.mark.parametrize("preference", [1.0, 0.0])
 def test_finite_where_a_response_is_certain(certain: float, preference: float) -> None:
-    """Invariant 72, decision D5: as a -> 0- neither the loss nor the gradient overflows."""
+    """Invariant 72: as a -> 0- neither the loss nor the gradient overflows."""
     x = pair_inputs(logps=[certain, -3.0], preference=preference)
     loss = ORPO(weight=1.0).loss(x).loss_B
     (gradient,) = torch.autograd.grad(loss.sum(), x.logps_BG)

@@ -36,7 +36,7 @@ def test_no_price_is_dpo() -> None:
 
 
 def test_a_longer_winner_is_pushed_less() -> None:
-    """Invariant 71, decision D2: the loss and the force on the winner fall as the winner grows."""
+    """Invariant 71: the loss and the force on the winner fall as the winner grows."""
     losses, forces = [], []
     for length in (2, 4, 8):
         x = pair_inputs(logps=LOGPS, ref=REF, lengths=[length, 4])

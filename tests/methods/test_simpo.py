@@ -30,7 +30,7 @@ def test_value() -> None:
 
 
 def test_gamma_is_the_ratio_of_the_released_code_times_beta() -> None:
-    """Decision D6: the code has sigmoid(beta (delta - ratio)); a recipe's 2.5 and ratio .55 are gamma 1.375."""
+    """The released code has sigmoid(beta (delta - ratio)); a recipe's 2.5 and ratio .55 are gamma 1.375."""
     delta = torch.tensor([-0.4, 0.0, 0.7], dtype=torch.float64)
     released = -torch.nn.functional.logsigmoid(2.5 * (delta - 0.55))
     np.testing.assert_allclose(simpo_loss(delta, beta=2.5, gamma=1.375), released, atol=1e-12)

@@ -13,7 +13,7 @@ from tests.rewards.planted import NUM_FEATURES, fit, plant
 
 @pytest.mark.parametrize("seed", range(10))
 def test_planted_groups_are_found(seed: int) -> None:
-    """60 annotators, 20 pairs each, a tenth of the labels wrong: at least 57 of 60 in their group, for every seed."""
+    """Invariant 101: 60 annotators, 20 pairs each, a tenth of the labels wrong: 57 or more placed well, any seed."""
     data = plant(seed, num_groups=3)
     found = fit(data)
     assert agreement(found.assignment, data.groups) >= 0.95
@@ -52,7 +52,7 @@ class Scripted:
 
 
 def test_all_pairs_of_an_annotator_decide() -> None:
-    """Ann agrees twice slightly and once strongly disagrees: by count she is in group 0, by likelihood in group 1.
+    """Invariant 101: Ann agrees twice slightly, not at all once: by count she is in group 0, by likelihood in 1.
 
     sum log sigmoid under +1: 2 log s(1) + log s(-4) = -4.645; under -1: 2 log s(-1) + log s(4) = -2.645.
     """
@@ -65,7 +65,7 @@ def test_all_pairs_of_an_annotator_decide() -> None:
 
 
 def test_a_step_that_lowers_the_likelihood_is_taken_back() -> None:
-    """The first fit of group 0 goes the wrong way and that of group 1 to nan: both rewards stay, both are counted."""
+    """Invariant 101: the first fit of group 0 goes the wrong way, that of group 1 to nan; both are undone."""
     makers = iter([Scripted(1.0, [-1.0]), Scripted(-1.0, [np.nan])])
     found = fit_mixture([1.0, -1.0], ["Ann", "Bob"], lambda: next(makers), num_groups=2, max_iterations=5)
     assert [component.value for component in found.components] == [1.0, -1.0]  # type: ignore[attr-defined]
@@ -109,6 +109,7 @@ def test_too_few_annotators_is_an_error() -> None:
 
 
 def test_agreement_is_free_of_names_and_ignores_the_unknown() -> None:
+    """Invariant 101: groups are counted by who is in them, by hand."""
     assert agreement({"a": 2, "b": 2, "c": 0, "d": 1}, {"a": "x", "b": "x", "c": "y", "d": "y"}) == 0.75
     assert agreement({"a": 0, "b": 1}, {"a": "x"}) == 1.0
 

@@ -121,7 +121,7 @@ def weights_after(method: Any, oracle: Any, folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("mode", ["group_argmin", "sample_min", "mirror"])
 @pytest.mark.parametrize("base", [BASE, {"name": "omd", "tau": 0.1}], ids=["policy gradient", "regression"])
 def test_one_member_is_the_base_against_the_reference(base: dict[str, Any], mode: str, tmp_path: Path) -> None:
-    """K = 1: from the same seed both end with the same weights, bit for bit."""
+    """Invariant 100, K = 1: from the same seed both end with the same weights, bit for bit."""
     expected = weights_after(AgainstRef(build_method(base)), panel().members[0], tmp_path)
     found = weights_after({"name": "maxmin", "base": base, "mode": mode}, panel(1), tmp_path)
     assert all(weight.equal(found[name]) for name, weight in expected.items())

@@ -58,7 +58,7 @@ def counted_forwards(module: torch.nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_stored_equals_fresh(method: dict[str, Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """The whole loss trajectory, and the held-out loss after it; without a copy of the reference."""
+    """Invariant 111: the whole loss trajectory, and the held-out loss after it; without a copy of the reference."""
     changes = {"rows": scored_rows() if method["name"] == "lipo" else None}
     fresh = make(tokenizer, tmp_path, method, **changes)
     stored = make(tokenizer, tmp_path, method, store_anchors=True, **changes)
