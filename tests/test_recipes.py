@@ -15,7 +15,7 @@ from alignment.config.ablation import load_ablation
 from alignment.config.evaluation import load_evaluation_recipe
 from alignment.config.fitting import load_reward_recipe, load_sft_recipe
 from alignment.config.parsing import read_mapping
-from alignment.doctor import _check_learning_rate, _check_numbers
+from alignment.doctor.numbers import check_learning_rate, check_numbers
 from alignment.optimizer_options import check_optimizer
 
 FOLDER = recipes_folder()
@@ -77,7 +77,7 @@ def test_its_folder_is_its_method(name: str) -> None:
 def test_the_doctor_fails_none_of_its_numbers(name: str) -> None:
     """Whoever looks before training by a shipped recipe is not sent away; its data are read by slower tests."""
     recipe = load_recipe(FOLDER / name).recipe
-    findings = [*_check_numbers(recipe), _check_learning_rate(recipe, build_arguments(recipe), num_rows=10_000)]
+    findings = [*check_numbers(recipe), check_learning_rate(recipe, build_arguments(recipe), num_rows=10_000)]
     assert not [finding.text for finding in findings if finding.verdict == "fail"]
 
 
