@@ -404,6 +404,8 @@ def test_no_room_for_an_answer_that_is_only_judged(diagnose: Callable[..., Exami
     rooms = [finding.text for finding in fits if finding.check == "room"]
     for_the_kl, judged = (f"an answer of {n} tokens fits behind the longest held-out prompt, of " for n in (32, 31))
     assert [text.startswith(said) for text, said in zip(rooms, (for_the_kl, judged), strict=True)] == [True, True]
+    same = diagnose(*long, "evaluation.max_new_tokens=32").findings
+    assert [finding.check for finding in same].count("room") == 1, "said once"
     without_reference = diagnose("data.eval_fraction=0.5", "method={name: orpo, weight: 1.0}").findings
     assert "room" not in [finding.check for finding in without_reference], "nobody judges"
 

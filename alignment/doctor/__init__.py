@@ -83,7 +83,8 @@ def examine(recipe: Recipe, *, num_rows: int = 2) -> Examination:
             held_out = (
                 attempt("encoding", lambda: encode_as_asked(asked, tokenizer, recipe.data)[0].rows) if asked else ()
             )
-            findings += check_room(recipe, args, encoded.rows, held_out)
+            # The KL and the win rate may ask for the same room.
+            findings += dict.fromkeys(check_room(recipe, args, encoded.rows, held_out))
         findings.append(check_learning_rate(recipe, args, len(encoded.rows)))
         findings.append(check_reference(recipe, tokenizer))
         if recipe.policy.lora is not None:
